@@ -11,15 +11,15 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import text
 
-from inbox.config.routing import routes_of
+from inbox.config.routing import select_routes
 from inbox.db import engine as engines
 from inbox.db import intake
 from inbox.db.dialect import POSTGRES
 from inbox.db.link import link_to
 from inbox.events.event import Event, RawRequest
 from inbox.loader.load import read_config
-from inbox.sources import preset_of
-from inbox.sources.normalize import events_of
+from inbox.sources import build_preset
+from inbox.sources.normalize import make_events
 
 EVENTS_OF_AN_ENTITY = 5
 BATCH = 250
@@ -50,10 +50,10 @@ async def preload(url: str, environment: Mapping[str, str], bodies: list[bytes])
     """Store the webhooks as the receiver does."""
     config = read_config(Path(environment["INBOX_CONFIG"]), environment)
     source = config.sources["trivore"]
-    preset, routes = preset_of(source), routes_of(source.name, config.routes.values())
+    preset, routes = build_preset(source), select_routes(source.name, config.routes.values())
     headers = {"content-type": "application/json", "user-agent": "benchmark"}
     raws = (RawRequest(source.name, headers, body, _BEGIN + timedelta(days=1)) for body in bodies)
-    await store(url, (events_of(source, preset, raw, routes)[0] for raw in raws))
+    await store(url, (make_events(source, preset, raw, routes)[0] for raw in raws))
 
 
 async def store(url: str, events: Iterable[Event]) -> None:

@@ -173,7 +173,7 @@ def heal_many(world: World, number: int) -> None:
     world.record(world.claim(1))
 
 
-def reap_before_many(world: World, number: int) -> None:
+def rescue_before_many(world: World, number: int) -> None:
     """Take back expired leases of heads before very many waiting events."""
     world.fill(500, "'u' || (n % 500)", "ready")
     world.fill(number, "'u' || (n % 500)", "waiting")
@@ -223,7 +223,7 @@ CASES: dict[str, Callable[[World, int], None]] = {
     "record before many": record_before_many,
     "fold one lane": fold_one_lane,
     "heal many": heal_many,
-    "reap before many": reap_before_many,
+    "rescue before many": rescue_before_many,
     "replay a page": replay_a_page,
     "replay the last": replay_the_last,
     "cancel a page": cancel_a_page,

@@ -252,7 +252,7 @@ class PayloadGone(InboxRelayError):
         super().__init__("its headers and body were deleted, by retention or erasure: cancel it")
 
 
-class UnusableAnswer(InboxRelayError):
+class UnusableResponse(InboxRelayError):
     """A response of an api or destination lacks reliable information about matches or further pages."""
 
 
@@ -262,7 +262,7 @@ class UnusableCommand(InboxRelayError):
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
         self.field = field
-        """The field of the selection that is wrong, if it is one."""
+        """Wrong field of the selection, if the fault is in a field."""
 
 
 class NoSuchCommand(UnusableCommand):

@@ -32,7 +32,7 @@ from inbox.gunicorn_worker import (
 from inbox.loader.load import config_path, load_file, read_config
 from inbox.observe.logs import AccessLogMask, Format, fields, without_message
 from inbox.observe.recorder import ExporterProcess, exporter_at
-from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
+from inbox.receiver.app import CAPACITY, Receiver, make_app, require_known_proxies
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's logger, so that its settings apply
 
@@ -60,7 +60,7 @@ class ActiveReceiver(ActiveApp):
         parts: dict[str, Callable[[], Any]] = {}
         if self.config is not None:
             parts["same"] = partial(self.config.require_same, config, "database.url", "metrics.receiver")
-        parts["app"] = partial(app_of, config)
+        parts["app"] = partial(make_app, config)
         parts["proxies"] = partial(require_known_proxies, config, self.trusted_proxies)
         app: Receiver = collect_config_errors(parts)["app"]
         return app

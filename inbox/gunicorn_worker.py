@@ -77,7 +77,7 @@ _LARGE_BLOCK = 1024 * 1024
 
 
 def _return_large_blocks() -> None:
-    """Have freed memory of large bodies returned to the system.
+    """Make the C library return the freed memory of large bodies to the system.
 
     glibc stops doing so after the first large block is freed: it then keeps blocks of that size in each thread
     (mallopt(3), M_MMAP_THRESHOLD). Other systems lack both the function and the behaviour.
@@ -157,10 +157,10 @@ def start_app(
         activate: reads and activates the configuration.
         application: application name for the database; its first word is the program.
         checks: requirements of the database, skipped while it is down.
-        away: end of a log line about the time until the database answers.
+        away: consequence of a database that does not answer, for a log line.
         then: runs after successful activation.
     """
-    escape_logs(server.log, LineLogger.form)  # a custom logger_class may have created them
+    escape_logs(server.log, LineLogger.form)  # a custom logger_class may have created the handlers
     try:
         config = activate()
         escape_logs(server.log, LineLogger.form)

@@ -1,4 +1,4 @@
-"""Accounts of the page: lines of `NAME:ROLE:HASH` in two files, which are read again while the page runs.
+"""Accounts of the page: lines of `NAME:ROLE:HASH` in two files, which the running page rereads.
 
 People choose their passwords, so they are hashed with Argon2id, which is slow and memory-hard. A token is 32 random
 bytes, which can't be guessed, so SHA-256 suffices.
@@ -45,14 +45,14 @@ class Actor(msgspec.Struct, frozen=True):
 
     @property
     def may_act(self) -> bool:
-        """Tell whether the actor may make changes."""
+        """Return whether the actor may make changes."""
         return self.role == "operator"
 
 
 # --- hashes
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 1_000
-"""In characters. NIST SP 800-63B requires 8 with a second factor and 15 without; here, a rate limit helps."""
+"""Lengths in characters. NIST SP 800-63B requires 8 with a second factor and 15 without; here, a rate limit also helps."""
 TOKEN_PREFIX = "irw_"  # noqa: S105  # only the prefix of a token
 """Prefix by which secret scanners recognise a token."""
 LONGEST_TOKEN = 200
@@ -90,7 +90,7 @@ def hash_password(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:
 
 
 def is_password(password: str, hashed: str) -> bool:
-    """Tell whether the password matches the hash. Slow by design."""
+    """Return whether the password matches the hash. Slow by design."""
     if len(password) > LONGEST_PASSWORD:  # normalising takes quadratic time
         return False
     try:
@@ -124,7 +124,7 @@ class Entry(msgspec.Struct, frozen=True):
     role: Role
     hash: str
     line: str
-    """The whole line. A session is bound to it, so that any change of it ends the session."""
+    """The whole line. Sessions are bound to it, so any change to the line ends them."""
 
     def __repr__(self) -> str:
         return f"Entry({self.name!r}, {self.role!r}, …)"
@@ -136,7 +136,7 @@ NOBODY = Entry("", "viewer", "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAA
 
 
 def is_name(name: str) -> bool:
-    """Tell whether a person or program may have this name."""
+    """Return whether a person or program may have this name."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -186,9 +186,9 @@ def _entry(line: str, key: FileKey) -> Entry:
 def write_entry(path: Path, name: str, line: str, key: FileKey) -> None:
     """Replace the line with the same name, or append one to the file; comments and other lines stay.
 
-    A new file is readable only by its owner. An existing one keeps its owner and group, but others lose all access. It
-    is written in place, because a container may have this file mounted. Writers and readers lock the file. Empty lines
-    reserve the space first, so that a full disk leaves the file unchanged.
+    A new file is readable only by its owner. An existing file keeps its owner and group, but all other users lose
+    access. It is written in place, because a container may have this file mounted. Writers and readers lock the file.
+    Empty lines reserve the space first, so that a full disk leaves the accounts unchanged.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
@@ -218,15 +218,15 @@ def write_entry(path: Path, name: str, line: str, key: FileKey) -> None:
 # --- while the page runs
 
 RECHECK_SECONDS = 2.0
-"""Time between reads of a file, and so the time until a removed person loses access."""
+"""Time between reads of a file, and thus the time until a removed person loses access."""
 _log = logging.getLogger("gunicorn.error")  # its handler is set by gunicorn's settings
 
 
 class AccountFile:
-    """A file of accounts, read again while the process runs; empty without a secret."""
+    """A file of accounts, reread while the process runs; without a secret it has no accounts."""
 
     def __init__(self, secret: Secret | None, key: FileKey, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Prepare it without reading. `key` is the key of `[web]` for the file."""
+        """Prepare the file without reading it. `key` is its key in `[web]`."""
         self._secret, self._key, self._monotonic = secret, key, monotonic
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
@@ -237,7 +237,7 @@ class AccountFile:
         """Return the entries, which are at most `RECHECK_SECONDS` old; `fresh` always reads the file.
 
         Raises:
-            AccessBroken: the file is unusable. All its accounts are refused, because removed ones can't be recognised.
+            AccessBroken: the file is unusable. All accounts are refused, because removed ones can't be recognised.
         """
         async with self._lock:
             now = self._monotonic()

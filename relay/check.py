@@ -1,4 +1,4 @@
-"""Checks a configuration as the receiver, the relay and the page do at their start, and calls the systems in it."""
+"""Checks a configuration as the receiver, the relay and the page do at startup, and calls the systems in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from inbox.db.dialect import SQLITE, trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings, literal_secrets, walk_values
 from inbox.loader.load import ConfigFile
-from inbox.receiver.app import endpoints_of, require_known_proxies
+from inbox.receiver.app import make_endpoints, require_known_proxies
 from relay.accounts import check_files
 from relay.daemon.generation import alert_client, prepare
 from relay.destinations import KINDS
@@ -36,10 +36,10 @@ from relay.sweep.run import CompiledSweep
 _MOST_AT_ONCE = 16
 _LARGEST_FILE = 4_000_000
 _QUESTION = Request("fetch", "OPTIONS", {"Accept": "*/*"})
-"""Uses a safe method (RFC 9110 §9.2.1). Some webhook endpoints act on a GET, and any response shows that they are reachable."""
+"""A request with a safe method (RFC 9110 §9.2.1), as some webhook endpoints act on a GET. Any response shows that it arrived."""
 
 Level = Literal["mistake", "warning"]
-"""A mistake keeps one of the programs from starting."""
+"""A mistake prevents one of the programs from starting."""
 
 
 class ConfigFinding(LocatedMistake, frozen=True):
@@ -58,24 +58,24 @@ class Reply(msgspec.Struct, frozen=True):
     key: str
     """The table of the system."""
     url: str
-    """Its URL without secret parts."""
+    """The system's URL without secret parts."""
     reached: bool
     text: str
     milliseconds: float
     is_denied: bool = False
-    """True if its status is 401 or 403."""
+    """True if the status is 401 or 403."""
 
 
 # --- the start of each program
 
 
 STARTS: Mapping[str, Callable[[Config], object]] = {
-    "endpoints": endpoints_of,
+    "endpoints": make_endpoints,
     "proxies": lambda config: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
     "relay": prepare,
     "page": lambda config: check_files(config.web),
 }
-"""Parts that the receiver, the relay and the page make at their start. Each raises ConfigError with a line per mistake."""
+"""The parts that the receiver, the relay and the page make at startup. Each raises ConfigError with one line per mistake."""
 
 
 def _make_unused(config: Config) -> None:
@@ -108,7 +108,7 @@ def _destination(destination: Destination, clients: Clients) -> None:
 
 
 def list_findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
-    """List the distinct mistakes of the file and of each program's start, then the warnings."""
+    """List the distinct mistakes in the file and at the start of each program, then the warnings."""
     mistakes = [*file.mistakes, *(each for start in STARTS.values() for each in file.further_mistakes(start))]
     warnings = [*file.further_mistakes(_make_unused)]
     warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
@@ -128,7 +128,7 @@ def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> I
 
 
 def find_expired(config: Config, at: datetime | None = None) -> Iterator[str]:
-    """Yield the sources without a secret that is valid now or `at`, and the certificate files that have expired by then."""
+    """Yield each source without a secret that is valid now or `at`, and each certificate file that has expired by then."""
     moment = at or SystemClock().now()
     when = f"at {at:%Y-%m-%d}" if at else "now"
     for name, source in config.sources.items():
@@ -145,7 +145,7 @@ def find_expired(config: Config, at: datetime | None = None) -> Iterator[str]:
 
 
 def _certificate_ended(key: str, path: Path, moment: datetime) -> x509.Certificate | None:
-    """Return the expired certificate of a file: a client's first one, or the authority that expires last."""
+    """Return a file's certificate if it has expired: a client's first one, or the authority's that expires last."""
     try:
         found = [] if path.stat().st_size > _LARGEST_FILE else x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError):  # reported as a mistake where it is loaded
@@ -179,20 +179,20 @@ class DatabaseState(msgspec.Struct, frozen=True):
     """The state of the database."""
 
     url: str
-    """Without its password."""
+    """The URL without its password."""
     origin: str
-    """The key or variable with the URL."""
+    """The key or variable that holds the URL."""
     state: Literal["current", "not asked", "unusable"]
 
 
-def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
-    """Check the schema and settings of a SQLite file, or with `online` of any database."""
+def examine_database(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
+    """Check the schema and settings of a SQLite file or, with `online`, of any database."""
     url = file.sound.database.url
     try:
         parsed = engine.parse_url(url)
         shown = engine.format_url(parsed)
     except ConfigError as error:
-        return DatabaseState("", url.origin, "unusable"), _mistakes_of(file, error)
+        return DatabaseState("", url.origin, "unusable"), _list_mistakes(file, error)
     is_file = parsed.get_backend_name() == SQLITE
     if not is_file and not online:
         return DatabaseState(shown, url.origin, "not asked"), []
@@ -201,10 +201,10 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
             _require_file(parsed.database or "")
         doubted = _examine(url)
     except ConfigError as error:
-        return DatabaseState(shown, url.origin, "unusable"), _mistakes_of(file, error)
+        return DatabaseState(shown, url.origin, "unusable"), _list_mistakes(file, error)
     except DBAPIError as error:
         text = f"the database does not answer: {trouble_text(error)}"
-        return DatabaseState(shown, url.origin, "unusable"), _mistakes_of(file, ConfigError(f"{url.origin}: {text}"))
+        return DatabaseState(shown, url.origin, "unusable"), _list_mistakes(file, ConfigError(f"{url.origin}: {text}"))
     return DatabaseState(shown, url.origin, "current"), [
         ConfigFinding(None, None, "", each, "warning") for each in doubted
     ]
@@ -229,14 +229,14 @@ def _require_file(name: str) -> None:
         raise ConfigError(f"there is no database {name} yet: run `inbox migrate`")
 
 
-def _mistakes_of(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
+def _list_mistakes(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
     return _locate("mistake", map(file.source.locate_line, str(error).splitlines()))
 
 
 def make_probes(config: Config) -> dict[str, Callable[[], Reply]]:
-    """Return a probe for each callable api and destination, and for that of the alerts.
+    """Return a probe for each callable api and destination, and for the receiver of alerts.
 
-    A probe ends within the system's timeout, and changes nothing there.
+    A probe ends within the system's timeout, and changes nothing in the system.
     """
     clients = Clients(config)
     for _, make in _endpoints(config, clients):
@@ -255,7 +255,7 @@ def make_probes(config: Config) -> dict[str, Callable[[], Reply]]:
 
 
 def _ask(key: str, caller: HttpClient) -> Reply:
-    """Call one system. Any response of its own counts as reached; a missing token does not."""
+    """Call one system. Any response of its own means that it was reached; a missing token does not."""
     call = caller.call(_QUESTION, without_lease()).call
     reached = call.status is not None and call.error is None
     text = call.error or f"answered {call.status}"
@@ -266,12 +266,12 @@ def _ask(key: str, caller: HttpClient) -> Reply:
 
 
 def run_probes(probes: Mapping[str, Callable[[], Reply]]) -> Iterator[Reply]:
-    """Call all systems, several at once, and yield their replies in the order of the probes."""
+    """Call all systems, several at a time, and yield their replies in the order of the probes."""
     with ThreadPoolExecutor(_MOST_AT_ONCE, "check") as pool:
         yield from pool.map(lambda ask: ask(), probes.values())
 
 
 def list_unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
-    """Return a warning for each system that was not reached: both programs start without it."""
+    """Return a warning for each system that was not reached; it is not a mistake, as both programs start without it."""
     lines = (f"{each.key}: {each.url} was not reached: {each.text}" for each in replies if not each.reached)
     return _locate("warning", map(file.source.locate_line, lines))

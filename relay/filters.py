@@ -41,7 +41,7 @@ _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
 }
 """The allowed values of filters with a closed set."""
 _MOST_SIMILAR = 3
-"""Ids of senders that a hint names."""
+"""Number of senders' ids that a hint names."""
 _SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
     "rejected": ("rejected_source",),
     "arrivals": ("source", "rejected_source"),
@@ -51,7 +51,7 @@ _SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
 def list_unknown(
     listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine
 ) -> Iterator[tuple[str, str]]:
-    """Yield each filter whose value neither the configuration nor the database knows, with a message that suggests the nearest."""
+    """Yield each filter with a value unknown to configuration and database, and a message that suggests the nearest value."""
     known: dict[str, tuple[Collection[str], tuple[NamedIn, ...]]] = {
         "source": (config.sources, _SOURCES.get(listing, ("source",))),
         "route": (config.routes, ("route",)),
@@ -73,7 +73,7 @@ def list_unknown(
 
 
 def suggest_sender_id(engine: Engine, given: str) -> str | None:
-    """Return a hint about an id of a sender that no event has; None if an event has it."""
+    """Return a hint about a sender's id that no event has; None if an event has it."""
     if has(engine, "sender_id", given):
         return None
     similar = find_sender_ids(engine, given, _MOST_SIMILAR)
@@ -96,7 +96,7 @@ def make_conditions(given: Mapping[str, Any], config: Config, now: datetime) -> 
 
 
 def admits(wanted: Mapping[str, Any], row: Row) -> bool:
-    """Return whether a followed row meets the conditions. The cause, status and error of a fact are in its detail."""
+    """Return whether a followed row meets the conditions. The cause, status and error of a fact are read from its detail."""
     detail = row.get("detail", {})
     calls = detail.get("calls") or [{}]
     had = {**row, "status": calls[-1].get("status"), "error": detail.get("error")} if detail else row

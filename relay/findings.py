@@ -1,6 +1,6 @@
 """Finds everything that needs an operator, with its remedy. The status command, its check, the page and the doctor share it.
 
-`read_stuck` reads the view `stuck`: conditions under which nothing moves. `list_findings` adds the findings of the overview.
+`read_stuck` reads the view `stuck`: conditions in which nothing moves. `list_findings` adds those of the overview.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from relay.store.transaction import Transaction
 from relay.words import format_count, format_relative
 
 Level = Literal["critical", "warning", "information"]
-"""Critical: webhooks are lost, late or at risk. Warning: they soon will be, or an operator must decide. Information: neither."""
+"""Critical: webhooks are lost, late or at risk. Warning: they soon will be, or an operator must decide. Information: the rest."""
 LEVELS: tuple[Level, ...] = ("critical", "warning", "information")
 
 
@@ -45,7 +45,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
     """The command that fixes it; empty for information."""
     fields: Mapping[str, str] = {}
-    """Values of the remedy, or the selection fields of its subject."""
+    """Values for the remedy's placeholders, or the fields that select the subject."""
 
 
 class FindingKind(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ _KINDS = (
     FindingKind(
         "failing",
         "critical",
-        "The last attempts of a route failed. One attempt, or those of the first minute, are a warning.",
+        "The last attempts of a route failed. A single failure, or failures for less than a minute, are a warning.",
         "inbox list --route {route}",
     ),
     FindingKind("unordered", "critical", "An event has no place in its lane after a minute.", "relay status"),
@@ -124,7 +124,7 @@ _KINDS = (
     FindingKind(
         "renamed",
         "warning",
-        "Deliveries are open on a route missing from inbox.toml, and one other route takes such events since.",
+        "Deliveries are open on a route missing from inbox.toml, and one other route has taken such events since.",
         f"relay replay --route {{route}} --backfill --open-on {{open_on}}{_REASON}",
     ),
     FindingKind(
@@ -146,7 +146,7 @@ KINDS: Mapping[str, FindingKind] = {kind.name: kind for kind in _KINDS}
 CHECKED = tuple(name for name in KINDS if name in get_args(Kind))
 """Kinds that `relay status --check` looks for: those of the view `stuck`."""
 _FOR_A_RESTART = ("step_failed", "crash_loop", "unordered", "stuck")
-"""Kinds besides `no_relay` that a restart of a relay may fix."""
+"""Kinds other than `no_relay` that a restart of a relay may fix."""
 
 
 # --- conditions of the view
@@ -170,7 +170,7 @@ def _read_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Fin
     for row in sorted(transaction.execute(_select_branches(kinds)), key=lambda row: kinds.index(row.finding)):
         why = "; ".join(row.why.splitlines())
         sentence, subject, fields = f"route {row.route}: {why}", row.route or why, {"route": row.route or ""}
-        if row.finding == "unordered":  # names the event, so that two checks can tell whether it is still the same
+        if row.finding == "unordered":  # names the event, so that two checks can be compared
             sentence = subject = f"event {row.first} has waited a minute for its place in its lane"
             fields = {}
         elif row.finding == "blocked":
@@ -214,7 +214,7 @@ _SOON = timedelta(minutes=1)
 _END_SOON = frozenset({"limited", "held"})
 """States of a gate that end on their own."""
 _PAUSED_FOR, _OPEN_FOR = timedelta(days=3), timedelta(hours=1)
-"""Time until a pause, or an open breaker, becomes a warning: pauses are deliberate, and breakers close on their own."""
+"""Age at which a pause, or an open breaker, becomes a warning: pauses are deliberate, and breakers close on their own."""
 _CRITICAL_ALERTS = frozenset({"intake_stopped", "step_failed"})
 _SAID_OTHERWISE = frozenset({"delivery_dead", "breaker_open", "endpoint_retired", "step_failed"})
 """Alerts about routes, gates and steps, which already have their own findings."""
@@ -232,8 +232,8 @@ def list_findings(seen: Overview, checked: Sequence[Finding], most_named: int = 
 
     Args:
         seen: the overview.
-        checked: the findings of `read_stuck` at the same time.
-        most_named: the most findings of one kind to list separately.
+        checked: the findings of `read_stuck`, read at the same time.
+        most_named: the maximum number of findings of one kind to list separately.
     """
     found = [
         *checked,
@@ -323,7 +323,7 @@ def _from_routes(seen: Overview) -> Iterator[Finding]:
             yield KINDS["retrying"].found(route.route, sentence, fields=fields)
 
 
-def state_of(route: RouteState, findings: Iterable[Finding]) -> str:
+def get_route_state(route: RouteState, findings: Iterable[Finding]) -> str:
     """Return the worst state of a route, as one word."""
     kinds = {finding.kind for finding in findings if finding.subject == route.route}
     states = (

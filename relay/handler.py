@@ -6,7 +6,7 @@
 
     def on_event(event: Event) -> None: ...
 
-A return is a success. See ``docs/how-to/write-a-handler.md``.
+Returning means success. See ``docs/how-to/write-a-handler.md``.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     """Number of the attempt, from 1."""
     idempotency_key: str
-    """The same for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
+    """A key that all attempts of a run share. A replay by an operator, or a duplicate request, begins a run with another key.
 
-    It derives from the sender's data, not from ``seq``, so that no other event ever has it.
+    It derives from the sender's data, not from ``seq``, so no other event ever has the same key.
     """
 
 
@@ -69,7 +69,7 @@ class Skip(_WithReason):
 
 
 class Retry(_WithReason):
-    """Fail this attempt: the next one follows the route's schedule, no sooner than after ``after`` seconds."""
+    """Fail this attempt: the next one follows the route's schedule, but not before ``after`` seconds have passed."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)

@@ -1,4 +1,4 @@
-"""Log lines and counters of the relay, made from facts after their commit. All their texts are here."""
+"""Log lines and counters of the relay, made from facts after their commit. This file has all their texts."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class Observer(Reports):
         Args:
             event: the name of the line.
             level: overrides the usual level.
-            ids: the span it belongs to, if not the current one.
-            bug: an exception to append as a traceback, without its message: that may quote rows or bound values.
+            ids: the span of the line, if not the current one.
+            bug: an exception to append as a traceback, without its message, which may quote rows or bound values.
             values: the values of the text; those named in `logs.KEYS` also become JSON keys.
         """
         rows = values.get("rows")
@@ -117,11 +117,11 @@ class Observer(Reports):
             self.log("reload_refused", error=mistake)
 
     def on_recorded(self, results: Iterable[Recorded]) -> None:
-        """Log and count recorded outcomes, and those discarded because another claim holds the lease."""
+        """Log and count recorded outcomes, and outcomes discarded because another claim holds the lease."""
         for result in results:
             delivery, fact = result.delivery, result.fact
             is_spared = isinstance(fact, facts.AttemptFailed) and not fact.counted
-            attempt = delivery.attempt - int(is_spared)  # as delivery_log has it
+            attempt = delivery.attempt - int(is_spared)  # as in delivery_log
             log_fact = partial(
                 self.log,
                 where=f"route={delivery.route} seq={delivery.seq} lane={delivery.lane!a} attempt={attempt}",
@@ -136,7 +136,7 @@ class Observer(Reports):
                 self.meters.count(metrics.DISCARDED)
                 log_fact("result_discarded")
                 continue
-            kind = outcome = facts.kind_of(fact)
+            kind = outcome = facts.get_kind(fact)
             match fact:
                 case facts.AttemptFailed():
                     outcome = fact.error_class
@@ -201,7 +201,7 @@ class Observer(Reports):
             )
 
     def on_swept(self, subject: str, swept: SweepFindings, *, in_part: bool = False) -> None:
-        """Log and count a completed sweep, or the events an interrupted one has added: the next won't find them again."""
+        """Log and count a completed sweep, or the events that an interrupted one added: the next sweep won't find them again."""
         self.counts["sweep_missed"] += swept.missed
         self.meters.count(metrics.SWEEP_COMPARED, swept.source, swept.entity_type, by=swept.compared)
         self.meters.count(metrics.SWEEP_MISSED, swept.source, swept.entity_type, by=swept.missed)

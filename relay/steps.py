@@ -1,4 +1,4 @@
-"""Runs the steps of a relay in isolation: a failing step is logged, counted, alerted and retried; the others go on.
+"""Runs the steps of a relay in isolation: a failing step is logged, counted, alerted and retried; the others continue.
 
 `run_beside` starts a thread that repeats a step beside the loop.
 """
@@ -16,7 +16,7 @@ import msgspec
 import tenacity
 from sqlalchemy.exc import SQLAlchemyError
 
-from inbox.db.dialect import error_text, failure_of
+from inbox.db.dialect import classify_failure, error_text
 from relay.observe import Observer
 
 Step = Literal[
@@ -25,7 +25,7 @@ Step = Literal[
     "sequence",
     "claim",
     "claim_suspect",
-    "reap",
+    "rescue",
     "look_at_gates",
     "judge_duplicates",
     "look_at_conditions",
@@ -43,21 +43,21 @@ Step = Literal[
 CRITICAL: frozenset[Step] = frozenset({"record", "claim"})
 """Steps that a relay can't do without: if one fails for `LASTS_SECONDS`, the process ends so that another can try."""
 
-URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "reap", "renew", "heartbeat"}
+URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "rescue", "renew", "heartbeat"}
 """Steps that are retried within `LONGEST_URGENT_WAIT_SECONDS`, however often they have failed."""
 
 AWAITED: frozenset[Step] = frozenset({"sequence"})
-"""Steps that claims wait for while the database blocks them: claiming before sequencing could overtake an older event."""
+"""Steps for which claims wait while the database blocks them: claims could overtake an older event."""
 
 AWAITED_SECONDS = 15.0
-"""The longest such wait. It equals a lease: by then all locks of a dead or stalled process are free."""
+"""The longest wait of claims. It equals a lease: by then all locks of a dead or stalled process are free."""
 AWAITED_AGAIN_SECONDS = 0.5
 LASTS_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_URGENT_WAIT_SECONDS = 5.0
 PART_OF_THE_TIME = 1 / 10
-"""The largest share of time a paced step may take: its scans also read the dead rows that an open transaction keeps."""
+"""The largest share of time that a paced step may take. Its scans also read row versions that old transactions keep alive."""
 AT_LEAST_EVERY_SECONDS = 4.0
 """The longest pause for pacing: with a lease of 15 s, a dead relay is replaced within 20 s."""
 _MOST_DOUBLINGS = 10
@@ -78,15 +78,15 @@ class Failing(msgspec.Struct, frozen=True):
     alerted_at: float
     """Time of the last alert; `_NEVER` before the first."""
     is_held_up: bool
-    """True when the database blocks the step; false for a fault."""
+    """True when the database blocks the step; False for a fault."""
 
 
 class Steps(msgspec.Struct):
     """Runs steps by their names; each name belongs to one thread.
 
-    `alert` is called when a step begins to fail, or when the database has blocked it for a minute. If it returns False, it is
-    called again at the next failure. While the step keeps failing, it is called every `LASTS_SECONDS`: another relay may have
-    taken this one for dead and ended the alert. `is_healthy` returns whether the database accepts writes. Neither may raise.
+    `alert` is called when a step begins to fail, or when the database has blocked it for a minute. If `alert` returns False,
+    the next failure calls it again. While the step keeps failing, `alert` is called every `LASTS_SECONDS`: another relay may
+    have taken this one for dead and ended the alert. `is_healthy` returns whether the database accepts writes. Neither may raise.
     """
 
     observer: Observer
@@ -129,14 +129,14 @@ class Steps(msgspec.Struct):
         try:
             result = work()
         except Exception as error:
-            failure = failure_of(error)
+            failure = classify_failure(error)
             # A single query may be too expensive, or hit a damaged page, while all others succeed.
             if failure == "unreachable" and not self.is_healthy():
                 raise
             self._on_failure(step, name, before, error, is_fault=failure == "fault")
             return otherwise
         if before is not None:
-            self.by_name.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
+            self.by_name.pop(name, None)  # after a reload, two threads may run the same sweep for a moment
             self.observer.log("step_recovered", step=name, times=before.times)
         return result
 
@@ -159,7 +159,7 @@ class Steps(msgspec.Struct):
             raise error
 
     def _set_failing(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
-        self.by_name[name] = failing  # before the alert, whose heartbeat reports it
+        self.by_name[name] = failing  # before the alert, which sends a heartbeat with the failing steps
         is_due = is_to_be_alerted and self.monotonic() - failing.alerted_at >= LASTS_SECONDS
         if is_due and self.alert(name, failing.error):
             self.by_name[name] = msgspec.structs.replace(failing, alerted_at=self.monotonic())
@@ -167,7 +167,7 @@ class Steps(msgspec.Struct):
     def retry_until_done(self, what: str, work: Callable[[], Result], *, unless: threading.Event) -> Result | None:
         """Retry the work until the database accepts it. Returns None once `unless` is set. Raises if the work is at fault."""
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: failure_of(error) != "fault"),
+            retry=tenacity.retry_if_exception(lambda error: classify_failure(error) != "fault"),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
             stop=tenacity.stop_when_event_set(unless),
             sleep=tenacity.sleep_using_event(unless),
@@ -196,7 +196,7 @@ class Repeated(msgspec.Struct):
 
     name: Step
     every: float
-    """Minimum pause in seconds, unless `work` reports more to do; 0: the step runs in each round."""
+    """Minimum pause in seconds, unless `work` reports more to do. With 0, the step runs in each round."""
     work: Callable[[], int]
     """Returns more than 0 to run again at once."""
     when: Callable[[], bool] = lambda: True
@@ -233,7 +233,7 @@ def run_beside(
                 wait = work()
             except SQLAlchemyError as error:  # no connection
                 observer.on_database_trouble(name, error)
-            except Exception as error:  # noqa: BLE001  # if the thread ended, its work would stop without a log line
+            except Exception as error:  # noqa: BLE001  # otherwise the thread would end, and its work stop, without a log line
                 observer.log("bug_in_thread", bug=error, subject=name)
 
     thread = threading.Thread(target=run, name=name, daemon=True)

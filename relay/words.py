@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KILO = 1000
 _FEW = 10
-"""Seconds below which a duration has a decimal."""
+"""Durations shorter than this, in seconds, have a decimal."""
 _OLDEST_IN_DAYS = 60
-"""Days after which a time is shown as a date."""
+"""Times further away than this, in days, are shown as dates."""
 
 
 def pluralize(word: str) -> str:
@@ -82,7 +82,7 @@ def describe_state(delivery: Mapping[str, Any], now: datetime) -> str:
 
 
 def _rough(seconds: float) -> str:
-    """Return a duration in its largest unit; hours and days only from two on."""
+    """Return a duration in its largest unit. Hours and days are used only from two upwards."""
     if seconds < _MINUTE:
         return f"{int(seconds)} s"
     if seconds < 2 * _HOUR:
@@ -91,7 +91,7 @@ def _rough(seconds: float) -> str:
 
 
 _LATE_SECONDS = 60
-"""Seconds after which a due delivery with open gates must be lacking a relay."""
+"""Seconds after which a due delivery with open gates shows that no relay claims it."""
 
 _DONE, _FAILED, _DEAD, _QUIET = "good", "warn", "bad", "quiet"
 _FACTS = {
@@ -113,7 +113,7 @@ _FACTS = {
 
 
 MOST_FACTS_OF_A_ROUTE = 40
-"""Facts shown for each route, the newest ones."""
+"""Number of facts shown for each route; the newest are kept."""
 
 
 class HttpCall(msgspec.Struct, frozen=True):
@@ -123,13 +123,13 @@ class HttpCall(msgspec.Struct, frozen=True):
     method: str
     url: str
     outcome: str
-    """HTTP status of the response; `not_sent` or `unknown` without one."""
+    """HTTP status of the response; `not_sent` or `unknown` without a response."""
     milliseconds: float
     error: str | None
     excerpt: str | None
     """The beginning of an unsuccessful response, redacted; absent for viewers."""
     request: str | None
-    """The beginning of the body of the call that failed its attempt, redacted; absent for viewers."""
+    """The beginning of the sent body, redacted. Only on the call that failed its attempt; absent for viewers."""
 
 
 class FactShown(msgspec.Struct, frozen=True):
@@ -152,7 +152,7 @@ class Hold(msgspec.Struct, frozen=True):
 
     says: str
     command: str
-    """Command that opens it; empty if it opens on its own."""
+    """The command that opens the gate; empty if it opens on its own."""
 
 
 class RouteProgress(msgspec.Struct, frozen=True):
@@ -173,7 +173,7 @@ class RouteProgress(msgspec.Struct, frozen=True):
     facts: tuple[FactShown, ...]
     """The newest facts, in order of time."""
     earlier_facts: int
-    """Number of facts before those."""
+    """Number of facts before these."""
     head_seq: int | None
     """The head of its lane, if that is another event."""
     waiting: int | None
@@ -227,7 +227,7 @@ def describe_facts(event: Row, route: str, *, with_excerpts: bool = True) -> tup
 
 
 def describe_fact(fact: Row, *, with_excerpts: bool) -> FactShown:
-    """Return a row of `delivery_log` in words, with its calls. Malformed details, as after edits by hand, are tolerated."""
+    """Return a row of `delivery_log` in words, with its calls. It tolerates malformed details, such as after manual edits."""
     detail = fact["detail"] if isinstance(fact["detail"], dict) else {}
     says, tone = put_in_words(fact["kind"], fact["attempt"], detail)
     given = detail.get("calls")
@@ -255,7 +255,7 @@ def _call(call: Row, with_excerpts: bool) -> HttpCall:
 
 
 def put_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
-    """Return a fact in words, and its tone. Unknown kinds, as from a newer version, are shown by name."""
+    """Return a fact in words, and its tone. Unknown kinds, such as those of a newer version, are shown by name."""
     sentence, style = _FACTS.get(kind, ("{kind}{person}", ""))
     words = defaultdict(str, {name: visible(str(value)) for name, value in detail.items()})
     if isinstance(detail.get("due_at"), str):
@@ -295,7 +295,7 @@ def list_holds(event: Row, route: str, config: Config, now: datetime) -> Iterato
 
 
 def describe_holds(gate: Row, now: datetime) -> Iterator[str]:
-    """Yield a sentence for each reason a row of `gate` holds deliveries back: a pause, a rate hold, a circuit breaker."""
+    """Yield a sentence for each reason why a row of `gate` holds deliveries back: a pause, a rate hold, a circuit breaker."""
     if gate["paused_at"] is not None:
         by, why = visible(str(gate["paused_by"])), visible(str(gate["pause_reason"]))
         yield f"was paused {format_relative(gate['paused_at'], now)} by {by}: {why}"

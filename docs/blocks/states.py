@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from docs.blocks.common import MEANINGS, extract_summary, format_table, read_field_docstrings
 from relay.delivery import facts
-from relay.delivery.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
+from relay.delivery.lifecycle import ENDING_STEPS, HEADS, SCHEDULING, TRANSITIONS, State, Step
 
 
 def draw_states() -> str:
@@ -50,5 +50,5 @@ def list_fact_kinds() -> str:
             f"`{name}`" + (f" ({explained[name]})" if name in explained else "") for name in cls.__struct_fields__
         )
         meaning = extract_summary(cls.__doc__).removesuffix(" Terminal.")
-        rows.append((f"`{kind}`", meaning, "yes" if Step(kind) in TERMINAL else "", ", ".join(detail)))
+        rows.append((f"`{kind}`", meaning, "yes" if Step(kind) in ENDING_STEPS else "", ", ".join(detail)))
     return format_table(("kind", "meaning", "ends it", "`detail` holds"), rows)

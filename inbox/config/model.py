@@ -211,7 +211,7 @@ class Retention(Table, frozen=True):
     throughput: Age = Age(30 * _DAY)
     """Figures per minute in `throughput_minute`."""
 
-    def age_of(self, kind: RetentionKind) -> Age:
+    def get_age(self, kind: RetentionKind) -> Age:
         """Return the age of a kind. Calls quote requests, so they are kept no longer than payloads."""
         age: Age = getattr(self, "payloads" if kind == "calls" else kind)
         return age
@@ -370,7 +370,7 @@ class Config(Table, frozen=True):
     destinations: dict[Name, Destination] = {}
     routes: dict[Name, Route] = {}
 
-    def ordering_of(self, route: Route) -> Ordering:
+    def get_ordering(self, route: Route) -> Ordering:
         """Return the route's ordering: its own, or the default for routes that fetch, or that don't."""
         if route.ordering is not None:
             return route.ordering

@@ -14,7 +14,7 @@ ROUTE_LANE = "*"
 OWN_LANE = "|"
 
 
-def routes_of(source: str, routes: Iterable[Route]) -> tuple[Route, ...]:
+def select_routes(source: str, routes: Iterable[Route]) -> tuple[Route, ...]:
     """Return the routes of `source`, in the order of the file."""
     return tuple(route for route in routes if route.source == source)
 
@@ -22,7 +22,7 @@ def routes_of(source: str, routes: Iterable[Route]) -> tuple[Route, ...]:
 def enrol(identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
     """Enrol an event in each matching route of its source, with its lane there; `key` is its dedup key."""
     return tuple(
-        Enrolment(route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
+        Enrolment(route.name, name_lane(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
         for route in routes
         if matches(route.when, identity.entity_type, identity.event_type, identity.action)
     )
@@ -37,7 +37,7 @@ def matches(when: When, entity_type: str | None, event_type: str, action: Action
     )
 
 
-def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key: str) -> str:
+def name_lane(route: Route, *, entity_type: str | None, entity_id: str | None, key: str) -> str:
     """Return the event's lane on the route: its entity, the whole route, or the event itself with the dedup key `key`.
 
     An event without an entity is its own lane. The three forms can't collide: an event's lane begins with a bare `|`,
@@ -66,7 +66,7 @@ def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) 
     return frozenset(lanes)
 
 
-def kind_of_lane(lane: str) -> Literal["entity", "route", "event"]:
+def get_lane_kind(lane: str) -> Literal["entity", "route", "event"]:
     """Return the `lane` setting that produces this lane."""
     if lane == ROUTE_LANE:
         return "route"

@@ -111,7 +111,7 @@ _PRESETS: Mapping[str, Paging | None] = {
 }
 
 
-def paging_of(pages: PagingSetting) -> Paging | None:
+def resolve_paging(pages: PagingSetting) -> Paging | None:
     """Return the given table, or the one of a preset; None if a single response has everything."""
     return pages if isinstance(pages, Paging) else _PRESETS[pages]
 
@@ -162,7 +162,7 @@ class Sweep(ReadingCall, frozen=True, kw_only=True):
         """Return `params` or their default."""
         if self.params is not None:
             return self.params
-        paging = paging_of(self.pages)
+        paging = resolve_paging(self.pages)
         return _SCIM_PARAMS if paging is not None and paging.by == "start" else {}
 
 

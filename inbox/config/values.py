@@ -219,11 +219,11 @@ def _check_reference(reference: str) -> None:
     kind, place = found[1].lower(), reference[found.end() :]
     right = '"env:NAME"' if kind == "env" else '"file:/path"'
     if not reference.startswith(f"{kind}:"):
-        raise ValueError(f"would be the secret as it stands; write {right}, with {kind}: in small letters; {if_meant}")
+        raise ValueError(f"would be the secret as it stands; write {right}, with {kind}: in lower case; {if_meant}")
     if found[0] != f"{kind}:" or place != place.strip():
         raise ValueError(f"has spaces around the place that it names; write {right}")
     if _UNEXPANDED.match(place):
-        raise ValueError(f"names a place with $, ~ or {{{{ in it, and nothing is put in here; write {right}")
+        raise ValueError(f"names a place with $, ~ or {{{{ in it, which are not expanded; write {right}")
 
 
 class Secret:

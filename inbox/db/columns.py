@@ -80,7 +80,7 @@ DATABASE_TIME = ByDialect("clock_timestamp()", "(strftime('%Y-%m-%d %H:%M:%f', '
 
 
 def readable(column: Column[Any]) -> dict[str, str]:
-    """Return each dialect's condition that a value is null or readable. Unreadable values would crash readers."""
+    """Return, by dialect, the condition that a value is null or readable. Unreadable values would crash readers."""
     name = column.name
     if isinstance(column.type, UtcDateTime):
         first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
@@ -103,7 +103,7 @@ def readable(column: Column[Any]) -> dict[str, str]:
     return {}
 
 
-# SQLite has no COMMENT ON, so the table's text has the comments: `.schema inbox`.
+# SQLite has no COMMENT ON, so the comments are in CREATE TABLE, where `.schema inbox` shows them.
 
 
 @compiles(CreateColumn, SQLITE)
@@ -123,10 +123,10 @@ def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
 HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}
-"""Storage of frequently changed rows: room on the page for the next version, and early vacuum."""
+"""Storage parameters for frequently changed rows: free space on each page for new versions, and early vacuum."""
 
 PRUNED = {"autovacuum_vacuum_scale_factor": 0.02}
-"""Storage of rows deleted by retention: VACUUM frees them at 2 % of the table, not at 20 %."""
+"""Storage parameters for rows that retention deletes: autovacuum starts at 2 % dead rows, not at 20 %."""
 
 
 def number(name: str, comment: str) -> Column[int]:
@@ -161,8 +161,8 @@ def partial_index(name: str, *columns: str, where: str, unique: bool = False) ->
     return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
 
 
-def one_of(states: Iterable[str]) -> str:
-    """Format the list of an SQL `IN`; the words contain no quotes."""
+def format_values(states: Iterable[str]) -> str:
+    """Format values as the list of an SQL `IN`; they contain no quotes."""
     return ", ".join(f"'{state}'" for state in states)
 
 
@@ -178,7 +178,7 @@ def says_why(column: str) -> Iterator[CheckConstraint]:
 
 
 def _says_nothing(column: str, dialect: str) -> str:
-    # coded: blanks, and the percent sign, which the Postgres driver would take for a parameter
+    # as character codes: white space, and the percent sign, which the Postgres driver would take for a parameter
     coded = r"E' \t\n\r' || chr(37)" if dialect == POSTGRES else "' ' || char(9, 10, 13, 37)"
     others = "".join(sorted(set(SAYS_NOTHING) - set(" \t\n\r%"))).replace("'", "''")
     return f"trim({column}, {coded} || '{others}') = ''"

@@ -45,7 +45,7 @@ from inbox.events.states import GONE_SECONDS
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 1024 * 1024
-"""Maximum bytes of bodies in a chunk; a single one may be larger."""
+"""Maximum bytes of bodies in a chunk; a single body may exceed it."""
 _MOST_LEAVES = 50
 _PROBE_SECONDS = 0.5
 
@@ -55,7 +55,7 @@ Rows = Sequence[Row[Any]]
 
 
 class CopiedTable(msgspec.Struct, frozen=True):
-    """A table that is equal on both ends."""
+    """A copied table, with the same rows in source and target."""
 
     table: str
     rows: int
@@ -73,7 +73,7 @@ def plan(source: Engine, target: Engine) -> dict[str, int]:
     is_absent = (
         target.dialect.name == SQLITE and path.parent.is_dir() and not path.exists()
     )  # opening it would create the file
-    if not is_absent and migrate.revision_of(target) is not None:
+    if not is_absent and migrate.read_revision(target) is not None:
         migrate.require_current(target)
         with target.connect() as connection, reading(connection).begin():
             _require_empty(connection)
@@ -116,7 +116,7 @@ def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
             for was, found in zip(copied, compared, strict=True):
                 if was != found:
                     raise CopyFailed(
-                        f"{was.table} differs in the target, though all of it was copied: nothing is kept there"
+                        f"{was.table} differs in the target, though all of it was copied: the copy was rolled back"
                     )
             _finish(here, counters, triggers)
         if target.dialect.name == SQLITE:
@@ -237,8 +237,8 @@ def _first_bad(source: Connection, table: Table, keys: Rows, target: Connection 
             _put(target, table, rows)
         except _REJECTED as error:
             named = " ".join(f"{column.name}={value}" for column, value in zip(table.primary_key, key, strict=False))
-            return f"{table.name} {named}: {said}: {error_text(error)}. Repair the row in the source, then run it again"
-    return f"{table.name} has rows that can't be copied together, but can one by one; run it again"
+            return f"{table.name} {named}: {said}: {error_text(error)}. Repair the row in the source, then run the copy again"
+    return f"{table.name} has rows that failed to copy together, but can be copied one by one; run the copy again"
 
 
 def _digest(row: Row[Any]) -> int:
@@ -292,7 +292,7 @@ def _sequence(connection: Connection, name: str) -> str:
 
 
 def _is_alone(path: str) -> bool:
-    """Return whether no other connection has the SQLite file open, by locking it exclusively."""
+    """Return whether no other connection has the SQLite file open, by trying to lock it exclusively."""
     with closing(sqlite3.connect(path, timeout=_PROBE_SECONDS, uri=path.startswith("file:"))) as connection:
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -60,7 +60,8 @@ def require_storable(rows: Iterable[tuple[Any, ...]]) -> None:
 def array_param(values: Sequence[str | bytes | int | datetime | None]) -> str:
     """Encode a column of a batch as the text of a Postgres array, for a `CAST(:values AS type[])`.
 
-    This takes a third of psycopg's time for a list: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    This takes a third of the time that psycopg takes for a list:
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
     """
     return "{" + ",".join(map(_element, values)) + "}"
 
@@ -79,7 +80,7 @@ def _element(value: str | bytes | int | datetime | None) -> str:
 
 
 class Blobs:
-    """Bytes of many rows as one bound parameter. As hex in the rows' JSON they would take 48 times their memory.
+    """Bytes of many rows as one bound parameter. As hex in the rows' JSON they would take 48 times the memory.
 
     Each row has the position and length of its bytes in two columns, which `Sql.blob` reads.
     """
@@ -185,16 +186,16 @@ class Sql:
         self.pipelines = self.is_postgres
         """True if the driver can send several statements without waiting for each result: see `inbox.db.pipeline`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
-        """Seconds for which writers other than the receiver sleep after a transaction, to not starve the receiver on SQLite."""
+        """Seconds that writers sleep after each transaction, except the receiver, which they would starve on SQLite."""
 
     def rows(self, parameter: str, **columns: str) -> str:
         """Return a table of the rows encoded by `rows_param`, named like the bound parameter.
 
         `columns` maps each column to its type: text, bigint, boolean, json, time or bytes.
 
-        Postgres divides its estimate by ten for a limit unknown at planning time: 10 rows instead of 100. For 100 rows
-        it would prefer reading a seemingly small table, with all dead rows kept by an open transaction, to index
-        lookups.
+        For a limit unknown at planning time, Postgres divides its row estimate by ten: 10 instead of 100. For 100 rows,
+        it would scan a seemingly small table instead of using an index, and so read all dead rows that an open
+        transaction keeps.
         """
         if self.is_postgres:
             types = {"json": "jsonb", "time": "timestamptz", "bytes": "text"}
@@ -205,7 +206,7 @@ class Sql:
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
     def lock(self, alias: str, *, skip: bool = False) -> str:
-        """Return the clause that locks rows of a table, or with `skip` only unlocked ones."""
+        """Return the clause that locks rows of a table; with `skip`, it skips rows that are already locked."""
         return f"FOR UPDATE OF {alias}{' SKIP LOCKED' * skip}" if self.is_postgres else ""
 
     def bound(self, parameter: str, kind: str) -> str:
@@ -237,16 +238,16 @@ class Sql:
     def look_up(self, rows: str, found: str, condition: str) -> str:
         """Join each row of `rows` with rows of `found` (table and alias) by an indexed `condition`.
 
-        Postgres looks them up row by row, whatever its statistics say (OFFSET 0 keeps the planner from merging the
-        two). Otherwise, if outdated statistics describe the index as empty, it would read the whole index, even the
-        primary key after an ANALYZE of the empty table. Rows are locked in the order of `rows`.
+        Postgres looks them up row by row, whatever its statistics say: OFFSET 0 keeps the planner from flattening the
+        subquery. Otherwise, after an ANALYZE of the empty table, it would read the whole index, even the primary key.
+        Rows are locked in the order of `rows`.
         """
         if self.is_postgres:
             alias = found.rsplit(maxsplit=1)[-1]
             return f"{rows} CROSS JOIN LATERAL (SELECT * FROM {found} WHERE {condition} OFFSET 0) AS {alias}"
         return f"{rows} JOIN {found} ON {condition}"
 
-    def first_of(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
+    def select_first(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
         """Join like `look_up`, but with only the first `most` rows of `found` in index order.
 
         Further rows are not read. SQLite has no LATERAL, so it uses rowids.
@@ -294,7 +295,7 @@ class Sql:
         """Return the condition that a column of bytes contains those of the parameter."""
         return f"position(:{parameter} IN {column}) > 0" if self.is_postgres else f"instr({column}, :{parameter}) > 0"
 
-    def status_of(self, fact: str) -> str:
+    def extract_status(self, fact: str) -> str:
         """Return the HTTP status of a fact's last call; null for malformed facts, so that they don't break the view."""
         if self.is_postgres:
             return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
@@ -381,7 +382,7 @@ def _from_hex(text: str | None) -> bytes | None:
 
 
 def _sha256_hex(stored: bytes | None) -> str | None:
-    """Hash the bytes of a text, which may not be valid UTF-8, so that sqlite3 could not pass it as text."""
+    """Hash a text, passed as bytes, since sqlite3 can't pass text that is not valid UTF-8."""
     return None if stored is None else hashlib.sha256(stored).hexdigest()
 
 
@@ -406,7 +407,7 @@ def is_data_error(error: DBAPIError) -> bool:
         return False
     if (sqlstate := _sqlstate(error)) is not None:
         return sqlstate[:2] in _DATA_ERROR_CLASSES
-    return isinstance(error, DataError | IntegrityError)  # SQLite's, or a driver's that can't send the value
+    return isinstance(error, DataError | IntegrityError)  # from SQLite, or from a driver that can't send the value
 
 
 def is_unique_violation(error: DBAPIError) -> bool:
@@ -454,7 +455,7 @@ _FAULTS_OF_SQLITE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.Interfac
 _PRIMARY_CODE = 0xFF
 
 
-def failure_of(error: BaseException) -> Failure:
+def classify_failure(error: BaseException) -> Failure:
     """Classify an exception of a step that uses the database."""
     if isinstance(error, PoolTimeoutError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "unreachable"
@@ -478,15 +479,15 @@ def failure_of(error: BaseException) -> Failure:
 # syntax and privileges, prerequisite state.
 _STATEMENT_CLASSES = ("0A", "25", "26", "3F", "42", "55")
 _STATEMENT_ERROR_OF_SQLITE = re.compile(r"no such \w+: |table \S+ has no column named ")
-"""SQLite's message for these errors, as it has the same code for faulty values, such as malformed JSON."""
+"""Messages by which SQLite tells these errors from faulty values, such as malformed JSON: both have the same code."""
 
 
 def blames_items(error: BaseException) -> bool:
     """Return whether an exception may be one item's fault, so that a step may quarantine it and handle the others.
 
-    A statement that fails for all values isn't an item's fault: a table, a column or a privilege is missing.
+    An item is not at fault if the statement fails for all values, as when a table, a column or a privilege is missing.
     """
-    if failure_of(error) != "fault":
+    if classify_failure(error) != "fault":
         return False
     if not isinstance(error, DBAPIError):
         return True
@@ -505,7 +506,7 @@ def takes_too_long(error: BaseException) -> bool:
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out or was in a deadlock."""
+    """Return whether a time limit of Postgres, a lock timeout or a deadlock ended a statement or transaction."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 
@@ -540,12 +541,12 @@ _HINT = re.compile(r"\s*Is the server running [^?]*\?|\(Background on this error
 def trouble_text(error: BaseException) -> str:
     """Format an error of the database or its connection for people.
 
-    Connection errors of libpq have several lines with tabs, and no password. Statement errors are cut to the first
-    line, as in `error_text`, since further ones may hold values. Of other exceptions only the type is shown.
+    Connection errors of libpq have several lines with tabs, but no password. Statement errors are cut to the first
+    line, as in `error_text`, since the other lines may hold values. Other exceptions are reduced to their type.
     """
     is_of_driver = isinstance(error, DBAPIError)
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    failure = failure_of(error)
+    failure = classify_failure(error)
     if failure == "fault" and not is_of_driver:
         return type(cause).__name__
     words = str(cause).strip()
@@ -557,9 +558,9 @@ def trouble_text(error: BaseException) -> str:
 
 
 def remedy(error: DBAPIError) -> str:
-    """Return the end of a sentence, with a semicolon, that tells an operator what to do; empty if the error says it."""
+    """Return advice for the operator to append to a message, after a semicolon; empty if the error already says it."""
     if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
         return "; this login lacks the right: use one whose role has it (docs/how-to/limit-what-roles-may-do.md)"
     if is_lock_wait(error):
-        return "; another session holds a lock: try again, and if it lasts, look for it with `inbox doctor`"
+        return "; another session holds a lock: try again, and if that fails, find the session with `inbox doctor`"
     return ""

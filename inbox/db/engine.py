@@ -1,4 +1,4 @@
-"""Database connections of both programs. Each sets the settings that guarantees depend on, whatever the server's defaults."""
+"""Database connections of both programs. Each pins the settings that guarantees need, whatever the server's defaults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SQLITE_WAIT_SECONDS = 5.0
 """Seconds to wait for another writer of a SQLite file."""
 
 PINNED: Mapping[str, str] = {
-    # later statements must see rows committed before their lock, or lanes stay without a head
+    # statements after a lock must see rows committed before its grant, or lanes stay without a head
     "default_transaction_isolation": "read committed",
     "synchronous_commit": "on",
     "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
@@ -100,7 +100,7 @@ def search_path(schema: str) -> str:
     return f"{schema}, pg_temp"
 
 
-def schema_of(connection: Connection) -> str:
+def read_schema(connection: Connection) -> str:
     """Return the schema of a Postgres connection."""
     return str(connection.get_execution_options()[_IN_SCHEMA])
 
@@ -201,7 +201,7 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
     a SET would affect other clients, and prepared statements would be missing later.
     """
     pooled = "pooler" in url.query
-    schema = _text_of(url, "schema") or DEFAULT_SCHEMA
+    schema = _get_text(url, "schema") or DEFAULT_SCHEMA
     arguments: dict[str, Any] = {
         "connect_timeout": 2,
         "application_name": application,
@@ -210,7 +210,7 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
         "keepalives_count": 3,
         "tcp_user_timeout": 8000,  # ms; detects half-open connections before a lease ends
     }
-    options = [_text_of(url, "options")]
+    options = [_get_text(url, "options")]
     if pooled:
         arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
     else:  # of repeated options, the last one counts
@@ -239,7 +239,7 @@ def _check_places(url: str) -> None:
 
 def _with_password_in_place(url: URL) -> URL:
     """Move a password from the query to the user part, where SQLAlchemy hides it."""
-    given = _text_of(url, "password")
+    given = _get_text(url, "password")
     return url.difference_update_query(["password"]).set(password=given) if given else url
 
 
@@ -262,7 +262,7 @@ def _connect_patiently(engine: Engine) -> None:
         return PatientConnection.connect(*arguments, **options)
 
 
-def _text_of(url: URL, name: str) -> str:
+def _get_text(url: URL, name: str) -> str:
     value = url.query.get(name, "")
     return value if isinstance(value, str) else " ".join(value)
 
@@ -326,8 +326,8 @@ def _to_sqlite(url: URL, origin: str, wait: float, **pooling: Any) -> Engine:  #
     def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
-        # Only before a new file's first page, so that pruning can shrink it. On existing files it would write and wait
-        # for the lock.
+        # Set before a new file's first page is written, so that pruning can shrink the file. In an existing file, the
+        # PRAGMA would write, and so wait for the lock.
         cursor.execute("PRAGMA page_count")
         if cursor.fetchone()[0] == 0:
             cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -413,8 +413,8 @@ def _read_sqlite(url: URL, seconds: float) -> Engine:
 # - Only one checkpoint runs: SQLite has a lock for that, and the write lock separates our own.
 #
 # A checkpoint in mode FULL doesn't guarantee this: it takes the write lock, but continues without it after its busy
-# timeout (`sqlite3WalCheckpoint` in wal.c: the mode becomes PASSIVE). So there are two connections here: one takes the
-# lock, or nothing is done; the other copies.
+# timeout (`sqlite3WalCheckpoint` in wal.c: the mode becomes PASSIVE). So this code uses two connections: one takes the
+# write lock, the other copies. Without the lock, nothing is copied.
 #
 # Automatic checkpoints run alongside commits, so they are off on every connection. The checkpoint of the last closing
 # connection is safe: SQLite first checks that there is no other.
@@ -422,13 +422,13 @@ def _read_sqlite(url: URL, seconds: float) -> Engine:
 EVERY_CHANGES = 2000
 """Changed rows between two checkpoints of a file: hundreds of events, with their payloads and deliveries."""
 _CHECKPOINT_WAIT_SECONDS = 0.05
-"""Seconds to wait for the write lock and for readers of older states; a long read must not delay the receiver."""
+"""Seconds to wait for the write lock and for readers of older snapshots; a long read must not delay the receiver."""
 _TICK = 0.002
 """Seconds between two checks for such readers; most reads are shorter."""
 
 
 def is_checkpoint_due(connection: Connection) -> bool:
-    """Return whether this process has changed `EVERY_CHANGES` rows of a SQLite file since the last time; False on Postgres."""
+    """Return whether this process has changed `EVERY_CHANGES` rows of a SQLite file since a checkpoint."""
     if connection.dialect.name != SQLITE:
         return False
     driver: Any = connection.connection.driver_connection
@@ -443,13 +443,13 @@ def is_checkpoint_due(connection: Connection) -> bool:
 
 _COUNTED = "changes_counted"
 _changed = Counter[str]()
-"""Rows of each file changed since the last checkpoint by all connections of this process, as a receiver's are short-lived."""
+"""Rows that this process has changed in each file since its last checkpoint, over any number of connections."""
 
 
 def checkpoint(engine: Engine) -> bool:
-    """Copy the log back into the file, outside any transaction of the caller. Returns whether all was copied.
+    """Copy the log back into the file, outside any transaction of the caller. Returns whether everything was copied.
 
-    Commits are safe even if this fails; the log only stays longer.
+    Commits are safe even if this fails; only the log keeps growing.
     """
     path = Path(engine.url.database or "").absolute()
     try:
@@ -466,7 +466,7 @@ def _connect_apart(path: Path) -> sqlite3.Connection:
 
 
 def _copy_all(copier: sqlite3.Connection, until: float) -> bool:
-    """Copy until nothing is left or the time is over. Pages needed by readers of older states stay in the log."""
+    """Copy until nothing is left or time is up. Pages that readers of older snapshots need stay in the log."""
     while True:
         busy, in_log, copied = copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if not busy and in_log == copied:

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.config.routing import entity_lane
-from inbox.db.columns import one_of
+from inbox.db.columns import format_values
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.events.event import escape
@@ -31,9 +31,9 @@ KEPT = (
     "attempt", "because", "blocks_lane", "by", "cause", "command", "counted", "crashes", "did", "due_at", "duplicate",
     "error_class", "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
 )  # fmt: skip
-"""Keys of `delivery_log.detail` that stay, as they explain the delivery's course. `who` is an operator."""
+"""Keys of `delivery_log.detail` that stay, as they explain the delivery's history. `who` is an operator."""
 EMPTIED = ("error", "why")
-"""Keys whose text is replaced, as a fact is unreadable without them. All other keys are deleted."""
+"""Keys whose text is replaced, as readers of a fact require them. All other keys are deleted."""
 
 
 class ErasureSubject(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class ErasureSubject(msgspec.Struct, frozen=True):
 
 def redact_detail(dialect: str, detail: str) -> str:
     """Return the SQL for `detail` without personal data; applying it twice changes nothing."""
-    kept, texts = one_of(KEPT + EMPTIED), one_of(EMPTIED)
+    kept, texts = format_values(KEPT + EMPTIED), format_values(EMPTIED)
     if dialect == POSTGRES:
         value = f"CASE WHEN d.key IN ({texts}) THEN to_jsonb(CAST('{ERASED}' AS text)) ELSE d.value END"
         return f"coalesce((SELECT jsonb_object_agg(d.key, {value}) FROM jsonb_each({detail}) d WHERE d.key IN ({kept})), '{{}}')"
@@ -84,7 +84,7 @@ def redact_detail(dialect: str, detail: str) -> str:
 EVENTS_OF_A_STEP = 100
 """Events per step: about 30 ms under the order lock, if each was delivered on one route."""
 FACTS_OF_A_STEP = 1000
-"""Facts per step, so that a step takes fewer events with many attempts, but at least one."""
+"""Facts per step: if events have many attempts, a step takes fewer of them, but at least one."""
 COUNTED_EVENTS = 20_000
 """Maximum events that a plan counts, in about 0.2 s."""
 
@@ -158,7 +158,7 @@ def _step(connection: Connection, given: dict[str, str | None]) -> StepDone:
 
 
 def _obstacle(connection: Connection, events: str, given: Mapping[str, str | None]) -> str | None:
-    """Return a sentence about a delivery that prevents the erasure of these events; None if there is none."""
+    """Return a sentence about a delivery that prevents the erasure of these events; None if no delivery does."""
     found = Sql(connection.dialect.name).look_up(events, "open_delivery o", "o.seq = i.seq")
     statement = text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT 1")
     first = connection.execute(statement, given).first()
@@ -202,7 +202,7 @@ _LAST = (
 UPDATE duplicate_request SET body = NULL, error = NULL
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN (SELECT i.seq FROM inbox i WHERE {_OF_ERASED})
 """),
-    # an entity of another source may have the same name: its lane stays
+    # the lane stays if an entity of another source shares its name
     text(f"""
 DELETE FROM lane WHERE {_OF_LANE}
   AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = lane.seq AND i.erased_at IS NULL)
@@ -212,7 +212,7 @@ DELETE FROM lane WHERE {_OF_LANE}
 _FORGET_IN_COMMANDS = {
     dialect: text(f"""
 UPDATE relay_command SET selection = {selection}, sample = NULL
-WHERE state NOT IN ({one_of(OPEN_COMMANDS)}) AND selection ->> 'entity_type' = :entity_type
+WHERE state NOT IN ({format_values(OPEN_COMMANDS)}) AND selection ->> 'entity_type' = :entity_type
   AND selection ->> 'entity_id' = :entity_id AND coalesce(selection ->> 'source', :source) = :source
 """)
     for dialect, selection in {
@@ -237,7 +237,7 @@ WHERE inbox.seq = erased.seq AND inbox.erased_at IS NULL
 
 @cache
 def _forget_statements(sql: Sql) -> tuple[TextClause, ...]:
-    """Delete the payloads, calls and texts of the events, and add a fact with the operator of the erasure.
+    """Delete the payloads, calls and texts of the events, and add a fact that names the operator.
 
     In shared lanes, the hash of the last applied data is deleted.
     """

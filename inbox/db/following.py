@@ -1,7 +1,7 @@
 """Follow a table by its row numbers, so that each new row is read once and none is missed.
 
-A number is assigned before its row is committed, so on Postgres a row may appear after higher ones. The last numbers
-are therefore remembered and checked again.
+A number is assigned before its row is committed, so on Postgres a row may appear after rows with higher numbers. The
+latest numbers are therefore remembered and checked again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PAGE = 500
 OUT_OF_ORDER = 10_000
 """Maximum difference by which a later row may have a lower number."""
 NEAR = 1000
-"""Precision of a search for the number of a time."""
+"""Precision, in rows, of the search for the number at a time."""
 
 
 class Feed(msgspec.Struct, frozen=True):
-    """A growing table, with the way to read it."""
+    """A growing table, with its columns and the query that reads it."""
 
     name: str
     table: str
@@ -108,8 +108,8 @@ def read_numbers(connection: Connection, feed: Feed, after: int, most: int) -> l
 def find_number(connection: Connection, feed: Feed, moment: datetime) -> int:
     """Return approximately the lowest number of this time or later, by reads of `NEAR` rows by the primary key.
 
-    Times follow numbers, except for readmitted events, which keep their old time: so a number is before the time only
-    if all rows near it are older.
+    Times rise with numbers, except that readmitted events keep their old time. A number therefore precedes the time
+    only if all rows near it are older.
     """
     near = text(f"""
 SELECT max(t.at) FROM (

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import SQLITE
-from inbox.db.engine import PINNED, schema_of, search_path
+from inbox.db.engine import PINNED, read_schema, search_path
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
 from inbox.observe.logs import fields
@@ -53,10 +53,10 @@ RECOMMENDED: Mapping[str, _Wanted] = {
     "default_transaction_read_only": _Wanted(("off",), "nothing can be stored"),
     "session_replication_role": _Wanted(("origin", "local"), "triggers don't protect events and facts"),
 }
-"""Settings that only the server's owner can change, perhaps on purpose, as on a test machine. Other values are logged."""
+"""Settings of the server's owner, who may weaken them on purpose, as on a test machine. Other values are only logged."""
 
 SQLITE_PRAGMAS: Mapping[str, _Wanted] = {
-    "journal_mode": _Wanted(("wal",), "readers and the receiver would stop each other"),
+    "journal_mode": _Wanted(("wal",), "readers and the receiver would block each other"),
     "synchronous": _Wanted(("2", "3"), "an acknowledged webhook could be lost"),  # FULL, EXTRA
     "wal_autocheckpoint": _Wanted(("0",), "a commit could be lost (sqlite.org/wal.html, the WAL-reset bug)"),
 }
@@ -70,7 +70,7 @@ COUNTER_COLUMNS = [
 """Auto-incrementing columns."""
 
 RECEIVER_COLUMNS = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
-"""Columns of these that a receiver requires. It also uses `alert.id`, but can do without it."""
+"""Auto-incrementing columns that a receiver requires. It also uses `alert.id`, but can do without it."""
 
 
 def require(engine: Engine) -> None:
@@ -101,7 +101,7 @@ def list_differences(connection: Connection, columns: Collection[str] = COUNTER_
     """
     if connection.dialect.name == SQLITE:  # its own counters continue from the table's highest number
         return list(_check_pragmas(connection))
-    required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
+    required = {**REQUIRED, "search_path": _Wanted((search_path(read_schema(connection)),), _ELSEWHERE)}
     # under another search_path, the sequences would be those of another schema
     return list(_check_settings(connection, required, f". {_DROPPED}")) or list(_check_sequences(connection, columns))
 
@@ -114,7 +114,7 @@ def _check_settings(connection: Connection, wanted: Mapping[str, _Wanted], remed
 
 
 def _check_sequences(connection: Connection, columns: Collection[str]) -> Iterator[str]:
-    """Yield sequences whose next number is in use, among those that this role may read and so use."""
+    """Yield each sequence whose next number is already in use, if this role may read the sequence."""
     sequences = connection.execute(_SEQUENCES, {"columns": list(columns)}).all()
     if not sequences:
         return
@@ -144,7 +144,7 @@ def _check_pragmas(connection: Connection) -> Iterator[str]:
         cursor.close()
 
 
-# the source of a transaction's isolation is that of the default
+# the isolation of a transaction has the source of its default
 _SETTINGS = text("""
 SELECT s.name, current_setting(s.name) AS value, coalesce(d.source, s.source) AS source
 FROM pg_settings s LEFT JOIN pg_settings d ON d.name = 'default_' || s.name

@@ -28,12 +28,14 @@ Kind = Literal[
 
 COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "number")
 AFTER_SECONDS = 60
-"""Seconds without progress after which a delivery or command is stuck, and relays' configurations differ for good."""
+"""Seconds without progress after which a delivery or command is stuck. Configurations that differ this long are a
+finding."""
 FAILED_FOR_SECONDS = 3600
 """Seconds for which a failed command is a finding."""
 _NEWEST_COMMANDS = 1000
 _NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
-"""Facts searched for one of the last minute. Without the limit, Postgres would read the whole log if there is none."""
+"""Newest facts, searched for one from the last minute. If there is none, Postgres would otherwise read the whole
+log."""
 MOST_LISTED = 1000
 """Maximum deliveries listed for a route, and maximum count of waiting ones."""
 _ENTITY = ("source", "entity_type", "entity_id")
@@ -134,7 +136,7 @@ WHERE NOT ({_is_gone("r.route")})
 
 
 def _is_gone(route: str) -> str:
-    """Return the condition that relays run, and none knows the route."""
+    """Return the condition that relays are running, but none of them knows the route."""
     return f"EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = {route})"
 
 
@@ -155,7 +157,7 @@ def _stuck_branches(sql: Sql) -> dict[Kind, str]:
     entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
     paused = "SELECT g.name FROM gate g WHERE g.kind = '{}' AND g.paused_at IS NOT NULL"
     ready = "t.state = 'ready'"
-    overdue = sql.first_of(
+    overdue = sql.select_first(
         f"{each_name('route', 'open_delivery', ready)} r",
         "open_delivery o",
         f"o.route = r.name AND o.state = 'ready' AND o.due_at < {before}",
@@ -310,7 +312,7 @@ FROM (
 
 
 def _sums(sql: Sql, kind: str, name: str, outcomes: Mapping[str, tuple[str, ...]]) -> str:
-    """Select the sums of the last hour and day, each by one range of the primary key for each outcome."""
+    """Select the sums of the last hour and day, reading one range of the primary key for each outcome."""
     return ",\n           ".join(
         f"({_figures('coalesce(sum(t.count), 0)', kind, name, some)}"
         f" AND t.minute > {sql.ago(seconds)}) AS {column}_{period}"

@@ -1,10 +1,10 @@
 """SQL of intake: store a batch of events, and return a `seq` for each.
 
 Each call of `inbox.db.link.Link.write` is one transaction. On Postgres a batch is one statement on an autocommit
-connection, so requests can wait for the commit (10,000 to 11,700 requests/s against 1,500 with a transaction for each
-request).
+connection, so that waiting for the commit is cheap: 10,000 to 11,700 requests/s, against 1,500 with a transaction for
+each request.
 
-Repeated requests of an event become duplicates: the first ones as rows, the rest as a count. A sender that repeats one
+Repeated requests for an event become duplicates: the first ones as rows, the rest as a count. A sender that repeats one
 event endlessly costs one update per batch, not a row per request. A new count resets its row to unhandled, so that the
 relay judges it like a new row.
 """
@@ -51,7 +51,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 KEPT_DUPLICATES = 20
-"""Maximum duplicate rows per event: more than senders' retries make, but few enough to judge 200 events at once."""
+"""Maximum duplicate rows per event: more than senders' retries produce, but few enough to judge 200 events at once."""
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
@@ -214,9 +214,9 @@ def _order_by_position(length: int, rows: Iterable[Any]) -> list[int | None]:
 
 
 def _insert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], then: str = "") -> None:
-    """Insert rows on SQLite with few statements, as `sqlite3` competes with the event loop's thread at each.
+    """Insert rows on SQLite with few statements: at each, `sqlite3` competes with the event loop's thread for the GIL.
 
-    Their sizes are powers of two, which gives few texts: the driver caches prepared statements with their values.
+    The numbers of rows are powers of two, so that few statements differ: the driver caches each with its last values.
     """
     require_storable(rows)
     at = 0
@@ -279,7 +279,7 @@ def _is_text(body: bytes) -> bool:
 
 
 def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | bytes]:
-    """Build the parameters of `_SQLITE_KEEP`, one statement for any number of bodies, as cached statements keep values."""
+    """Build the parameters of `_SQLITE_KEEP`, which stores any number of bodies: cached statements keep their values."""
     bodies, payloads = Blobs(), []
     for seq, event in stored:
         at, size = bodies.place(event.body)

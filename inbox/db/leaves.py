@@ -1,7 +1,7 @@
 """Partitions ("leaves") of `inbox_payload` on Postgres: each holds a range of seq, and expires as a whole.
 
-TRUNCATE returns a leaf's space to the operating system at once, while DELETE returns nothing. It locks only the leaf,
-so reports and dumps don't block intake: docs/decisions/README.md has the figures.
+TRUNCATE returns a leaf's space to the operating system at once; DELETE returns none. TRUNCATE locks only the leaf, so
+reports and dumps don't block intake: docs/decisions/README.md has the figures.
 
 Relays don't own the tables. So functions of the owner create, truncate and retire leaves, with their own checks.
 """
@@ -22,7 +22,7 @@ FIRST_LEAF = 100_000
 LEAST_EVENTS, MOST_EVENTS = 10_000, 5_000_000
 """Minimum and maximum size of a leaf's range."""
 MOST_SURVIVORS = 2000
-"""Open events beyond which a leaf is emptied row by row: rewriting them would hold its lock too long."""
+"""Open events above which a leaf is emptied row by row: rewriting more would hold the leaf's lock too long."""
 MOST_SURVIVING_BYTES = 16 * 1024 * 1024
 _RETIRED_ROWS = 100
 """Maximum payloads moved to the default leaf when their leaf is retired."""
@@ -32,13 +32,13 @@ AHEAD = 10
 MOST_LEAVES = 64
 """Number of leaves beyond which empty ones are retired, as each lookup of a payload considers every leaf."""
 _PART_OF_AGE = 10
-"""Divisor of the payloads' retention age that gives the maximum time span of a leaf, which expires as a whole."""
+"""A leaf expires as a whole, so its maximum time span is the retention age of payloads divided by this number."""
 _DAY = timedelta(days=1)
 
 SHARE_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR SHARE"
 """Lock for transactions that open deliveries of stored events: no payload is deleted before they end.
 
-It locks a row, which needs the right to change the table; any login of the database could hold an advisory lock.
+It is a row lock, which requires the right to change the table. Any login of the database could hold an advisory lock.
 """
 LOCK_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR UPDATE"
 """Lock for transactions that delete payloads or events, taken before they search for open deliveries."""
@@ -185,7 +185,7 @@ STATEMENTS = (
 
 
 def is_leaf(table: str) -> bool:
-    """Return whether a table is a leaf, which the schema in the code omits."""
+    """Return whether a table is a leaf; the tables of `inbox.db.schema` don't include leaves."""
     return table.startswith("inbox_payload_")
 
 
@@ -237,7 +237,7 @@ class Expired(NamedTuple):
     """Result of trying to empty a leaf."""
 
     result: str
-    """`expired`; `locked`; `soon`, if it should wait until all of it has expired; or `rows`, to delete them one by one."""
+    """`expired`; `locked`; `soon`, if the whole leaf expires soon; or `rows`, to delete them one by one."""
     rows: int
     last: int
     """Last possible number in the leaf; for the default leaf, the given one."""

@@ -132,7 +132,8 @@ def link_to(url: str, *, application: str) -> Link:
 
 # --- Wake-ups on Postgres: receivers notify relays after commits, so that idle relays look for work at once.
 #
-# Wake-ups may be lost, late or needless, as relays poll anyway. So nothing waits for them or fails with them.
+# Wake-ups may be lost, late or needless, as relays poll anyway. So nothing waits for a wake-up, and a failed one does
+# no harm.
 #
 # They have their own connection: notifying transactions commit one after another on the whole server, so a NOTIFY in
 # intake's transactions would cost more than half of its rate (9,570 to 4,230 transactions/s). SQLite needs no sender, as
@@ -172,7 +173,7 @@ class Notifier:
         try:
             while True:
                 await self._is_wanted.wait()
-                self._is_wanted.clear()  # cleared first, as a commit during the send needs another one
+                self._is_wanted.clear()  # cleared first, as a commit during the send needs another wake-up
                 await asyncio.sleep(await self._send())
         finally:
             await self._link.drop()

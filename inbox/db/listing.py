@@ -1,8 +1,8 @@
 """Filtered listings, newest rows first, shared by both command lines and the page.
 
-The state of a delivery comes from a view that no index answers. So events are selected first, page by page: by their
-number, the sender's id or the entity from an index, by open state from `open_delivery`, otherwise from one window of
-`inbox` after another. A search in payloads reads those of the selected events. The view then gives their deliveries.
+The state of a delivery comes from a view that no index supports. So events are selected first, page by page: by number,
+sender's id or entity through an index, by open state from `open_delivery`, otherwise from one window of `inbox` after
+another. A search in payloads reads only the payloads of selected events. The view then returns their deliveries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inbox.events.states import OPEN, OPEN_STATES, UNROUTED, is_retrying, list_s
 from inbox.events.timestamps import as_time, time_text
 
 _LISTED, _EXPORTED = 50, 500
-"""Rows per page when all are read: of requests and commands, which may have large values, and of deliveries."""
+"""Rows per page when all are read: first for requests and commands, whose values may be large, then for deliveries."""
 ListingName = Literal["rejected", "commands", "alerts", "dead"]
 
 
@@ -72,8 +72,8 @@ class RowPage(msgspec.Struct, frozen=True):
     is_complete: bool = True
     """False if the time limit was reached first."""
     looked_through: int = 0
-    """Number of scanned events; by open state or entity, those that met the conditions on events. With `body`, the number of
-    events whose payload was searched."""
+    """Number of scanned events; in a search by open state or entity, only those that met the conditions on events. With
+    `body`, the number of events whose payload was searched."""
     back_to: datetime | None = None
     """With `body`, if it is not complete: arrival of the last event whose payload was searched."""
     without_payload: int = 0
@@ -156,14 +156,14 @@ def _all(conditions: Sequence[str]) -> str:
 _PAGE = 250
 """Maximum events whose deliveries are read together."""
 MOST_SEARCHED, LONGEST_SEARCH_SECONDS = 10_000, 10.0
-"""Payloads, and seconds on a command line, after which a search in payloads stops."""
+"""A search in payloads stops after this many payloads or, on a command line, seconds."""
 _SEARCHED = 100
 """Payloads searched by one statement."""
 _WINDOW = 5000
 """Events scanned by one statement, so that none runs long even if few match."""
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
-"""Maximum difference of receivers' clocks; otherwise seqs follow the order of arrival."""
+"""Assumed maximum difference between receivers' clocks. Apart from it, seqs follow the order of arrival."""
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
 """Tables without rows for unrouted events."""
@@ -238,7 +238,7 @@ def list_deliveries(
             else:
                 found_in, without = _search(connection, seqs, wanted.body)
                 looked, gone = looked + len(seqs), gone + without
-            for found in deliveries_of(connection, found_in):
+            for found in read_deliveries(connection, found_in):
                 shown = [row for row in found if wanted.admits(row) and (keys is None or _key_of(row) in keys)]
                 matching += len(shown)
                 is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
@@ -282,7 +282,7 @@ def _read_arrival(connection: Connection, seq: int | None) -> datetime | None:
 
 _OPEN_END = "'9999-12-31 00:00:00.000000Z'"
 _MOST_FACTS = 100_000
-"""Facts searched for those of a command, from its beginning; many are of other deliveries."""
+"""Facts searched for those of a command, from its request on; many belong to other deliveries."""
 
 
 def select_changed(sql: Sql) -> str:
@@ -365,7 +365,7 @@ _IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest 
 
 
 def is_named(wanted: EventFilter) -> bool:
-    """Return whether only events with one number, with one id of their sender, or of one command can match."""
+    """Return whether the filter names a seq, a sender's id or a command."""
     return wanted.seq is not None or wanted.sender_id is not None or wanted.command is not None
 
 
@@ -411,7 +411,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     conditions += _log_conditions(sql, wanted, routes, values)
     if is_of_entity(wanted):
         where = _all([OF_ENTITY, *conditions, "i.seq < :before"])
-        found = sql.first_of(sources_of(wanted.source), "inbox i", where, "i.seq DESC", ":page")
+        found = sql.select_first(list_sources(wanted.source), "inbox i", where, "i.seq DESC", ":page")
         return f"SELECT i.seq FROM {found} ORDER BY i.seq DESC LIMIT :page", values
     return f"SELECT i.seq FROM ({_IN_WINDOW}) i WHERE {_all(conditions)} ORDER BY i.seq DESC", values
 
@@ -425,7 +425,7 @@ def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: d
         of_fact.append("f.kind = :state")
         values["state"] = wanted.state
     if wanted.status is not None:
-        of_fact.append(f"CAST({sql.status_of('f')} AS int) = :status")
+        of_fact.append(f"CAST({sql.extract_status('f')} AS int) = :status")
         values["status"] = wanted.status
     on_route = "" if routes is None else f" AND {{}}.route {routes}"
     fact = f"EXISTS (SELECT 1 FROM delivery_log f WHERE {_all(['f.seq = i.seq', *of_fact])}{on_route.format('f')})"
@@ -436,15 +436,15 @@ def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: d
 
 EVERY_SOURCE = each_name("source", "inbox")
 OF_ENTITY = "i.source = of_source.name AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
-"""Condition on the row `i` of the inbox, using the table of `sources_of`, as the index of entities begins with the source."""
+"""Condition on the row `i` of the inbox, using the table of `list_sources`, as the index of entities begins with the source."""
 
 
-def sources_of(source: str | None) -> str:
+def list_sources(source: str | None) -> str:
     """Return a table `of_source` with the name in the parameter `source`, or with the names of all sources."""
     return f"{EVERY_SOURCE} of_source" if source is None else "(SELECT CAST(:source AS text) AS name) of_source"
 
 
-def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
+def read_deliveries(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
     """Return the rows of the view `delivery` for each of these events."""
     if not seqs:
         return []
@@ -462,8 +462,8 @@ def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]
 _OF_LISTED: TextClause = text("SELECT * FROM delivery WHERE seq IN :seqs ORDER BY seq DESC, route").bindparams(
     bindparam("seqs", expanding=True)
 )
-"""Query for SQLite, which applies the list of values to each part of the view. A statement for each event takes three
-times as long.
+"""Query for SQLite, which applies the list of seqs to each part of the view. A statement for each event would take
+three times as long.
 """
 _OF_MANY = text("""
 SELECT d.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted(seq bigint)

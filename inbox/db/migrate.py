@@ -1,9 +1,10 @@
 """Migrate a database to the current schema, and check its revision. Alembic's files are part of the package.
 
-Only migrations load Alembic, as every command checks the revision, and Alembic would double its start-up time.
+Every command checks the revision, but only migrations load Alembic, which would double a command's start-up time.
 
 Each migration is one transaction. Its number tells which programs may run with it: 0002 only adds to 0001, so that
-programs of both versions work with both. The next round thousand, 1000, removes objects that programs of 0xxx use.
+programs of either version work with either schema. The next round thousand, 1000, removes objects that programs of 0xxx
+use.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.values import SchemaName
 from inbox.db.dialect import POSTGRES, is_lock_wait
-from inbox.db.engine import DEFAULT_SCHEMA, reading, schema_of, search_path
+from inbox.db.engine import DEFAULT_SCHEMA, read_schema, reading, search_path
 from inbox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 LOCK_TIMEOUT = "1s"
-"""Lock timeout of a migration, as every insert queues behind an ALTER that waits for the inbox."""
+"""Lock timeout of a migration: while its ALTER waits for `inbox`, every insert queues behind it."""
 TRIES = 20
 """Maximum tries of a migration, which take about four minutes with the pauses between them."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
@@ -75,7 +76,7 @@ class MigrationResult(msgspec.Struct, frozen=True):
     """Previous revision; None for an empty database."""
     after: str | None
     remaining: tuple[MigrationStep, ...]
-    """Migrations that wait until no older program runs, and all later ones."""
+    """Postponed migrations: the first one that needs older programs stopped, and all later ones."""
 
 
 def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool = False) -> MigrationResult:
@@ -91,25 +92,25 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
     with _only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
         if engine.dialect.name == POSTGRES:
             _make_schema(engine)
-        before = revision_of(engine)
+        before = read_revision(engine)
         lacking = pending(before)
         adding = list(itertools.takewhile(lambda step: not step.contracts, lacking))
         ready = lacking if contract or before is None else adding
         ran = [step for step in ready if _run(engine, step, report)]
-        after = revision_of(engine)
+        after = read_revision(engine)
         return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
 
 
 def _make_schema(engine: Engine) -> None:
     """Create the configured schema if it is missing."""
     with engine.begin() as connection:
-        schema = schema_of(connection)
+        schema = read_schema(connection)
         if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is not None:
             return
         if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'CREATE')")):
             role = connection.scalar(text("SELECT current_user"))
             raise ConfigError(
-                f"there is no schema {schema}, and the role {role} may not make it. Run as an owner of the database:"
+                f"there is no schema {schema}, and the role {role} may not create it. Run as an owner of the database:"
                 f' CREATE SCHEMA {schema} AUTHORIZATION "{role}"'
             )
         connection.execute(text(f"CREATE SCHEMA {schema}"))
@@ -121,7 +122,7 @@ def plan(engine: Engine) -> list[MigrationStep]:
     Raises:
         ConfigError: the database has a newer version.
     """
-    return pending(revision_of(engine))
+    return pending(read_revision(engine))
 
 
 def pending(revision: str | None) -> list[MigrationStep]:
@@ -157,7 +158,7 @@ def require_current(engine: Engine) -> None:
     Raises:
         ConfigError: it doesn't; the message names the command to run.
     """
-    revision = revision_of(engine)
+    revision = read_revision(engine)
     lacking = pending(revision)
     if any(not step.contracts for step in lacking):
         has = f"revision {revision}" if revision else "no tables yet"
@@ -166,7 +167,7 @@ def require_current(engine: Engine) -> None:
 
 def is_exactly_head(engine: Engine) -> bool:
     """Return whether the database has exactly this version's schema."""
-    return revision_of(engine) == head()
+    return read_revision(engine) == head()
 
 
 def head() -> str:
@@ -179,10 +180,10 @@ def steps() -> list[MigrationStep]:
     files = sorted((_SCRIPTS / "versions").glob("[0-9]*.py"))
     if not files:
         raise ConfigError("the installed package has no migrations: install it again")
-    return [MigrationStep(file.name.partition("_")[0], _summary_of(file)) for file in files]
+    return [MigrationStep(file.name.partition("_")[0], _read_summary(file)) for file in files]
 
 
-def _summary_of(file: Path) -> str:
+def _read_summary(file: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0]
 
@@ -195,9 +196,9 @@ def _generation(revision: str) -> int:
 def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
     """Ensure that no other process migrates the database during the block.
 
-    The lock belongs to a separate open transaction, as behind a pooler a session lock would pass to any client. The
-    transaction holds no snapshot, for which indexes created CONCURRENTLY would wait: without parameters the driver uses
-    the simple protocol, while the extended one would keep a snapshot.
+    The lock belongs to a separate open transaction, as behind a pooler a session lock could pass to another client.
+    That transaction must not hold a snapshot, or CREATE INDEX CONCURRENTLY would wait for it. Its statements therefore
+    have no parameters: the driver sends them by the simple protocol, as the extended one would keep a snapshot.
 
     Raises:
         ConfigError: another process migrates for longer than the limit.
@@ -210,7 +211,7 @@ def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
                 yield
                 return
         if second == 0:
-            report("waits for another process that migrates")
+            report("waiting for another process to finish its migration")
         time.sleep(1)
     raise ConfigError(f"another process migrates this database, and has not ended within {_OTHERS_MINUTES} minutes")
 
@@ -269,7 +270,7 @@ def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> 
         return True
 
 
-def revision_of(engine: Engine) -> str | None:
+def read_revision(engine: Engine) -> str | None:
     """Return a database's revision; None if it has no tables yet."""
     with engine.connect() as connection:
         return _read_revision(reading(connection))
@@ -338,7 +339,7 @@ def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str
             SchemaName.parse(f"{before}_{role}")  # the same rule
     except ValueError:
         raise ConfigError(
-            f"the prefix {before!r} makes no name of a role: use small letters, digits and _, at most {_LONGEST_PREFIX}, with"
+            f"the prefix {before!r} doesn't make valid role names: use small letters, digits and _, at most {_LONGEST_PREFIX}, with"
             " --prefix"
         ) from None
     written = files("inbox.db").joinpath("roles.sql").read_text(encoding="utf-8")
@@ -359,7 +360,7 @@ def _query_roles(engine: Engine, statement: TextClause, prefix: str | None = Non
     if engine.dialect.name != POSTGRES:
         return []
     with engine.connect() as connection, reading(connection).begin():
-        relay = f"{prefix or _prefix_in(schema_of(connection))}_relay"
+        relay = f"{prefix or _prefix_in(read_schema(connection))}_relay"
         return [str(row.name) for row in connection.execute(statement, {"relay": relay})]
 
 

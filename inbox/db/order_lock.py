@@ -1,11 +1,11 @@
-"""The order lock: rows that a transaction locks before it reads, if it ends or makes heads of lanes.
+"""The order lock: a transaction that ends or makes heads of lanes locks these rows before it reads.
 
 All ordering is per route. A transaction on given routes locks their rows of `route_lock`, ordered by name; one that may
 touch any route locks the row of `order_lock`, then all rows of `route_lock`. Rows are only added under `order_lock`,
 and never removed, so its holder sees all of them.
 
 Rows are locked FOR UPDATE, as shared locks would create a MultiXact each, which Postgres has to vacuum. They are rows,
-as any login of the database could hold an advisory lock forever. On SQLite the single writer is enough.
+not advisory locks, which any login of the database could hold forever. On SQLite the single writer is enough.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ would lock its routes forever.
 LOCKED_ROW_SECONDS = 1
 """Maximum seconds to wait for a row under the lock of its route, as others wait for the route meanwhile."""
 
-FIRST = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
-"""First of the two statements that lock everything, so that the second one sees all added rows."""
+LOCK_OF_ALL = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
+"""Statement 1 of 2; `every_route` needs a new snapshot to see rows added meanwhile."""
 
 
 @cache
@@ -45,7 +45,7 @@ def given_routes(sql: Sql) -> TextClause:
 
 @cache
 def add_routes(sql: Sql) -> TextClause:
-    """Add missing rows of given routes; run it after `FIRST`."""
+    """Add missing rows of given routes; run it after `LOCK_OF_ALL`."""
     return text(f"""
 INSERT INTO route_lock (route) SELECT route FROM {sql.rows("given", route="text")} ON CONFLICT DO NOTHING
 """)

@@ -34,9 +34,9 @@ def send_together(connection: Connection, statements: Sequence[Statement], *, co
                     cursor.execute(_written(statement), parameters)
                 if commit:
                     driver.commit()
-            except psycopg.Error as error:  # an error may arrive while others are sent
+            except psycopg.Error as error:  # an error may arrive while later statements are sent
                 failures.append(error)  # the end of the pipeline would only report the abort
-    except psycopg.Error as error:  # if it can't be ended either, the earlier error has the reason
+    except psycopg.Error as error:  # if the pipeline can't be ended either, the earlier error has the reason
         failures.append(error.__context__ if isinstance(error.__context__, psycopg.Error) else error)
     if driver.pgconn.pipeline_status:  # no rollback is possible in a pipeline left open
         driver.close()
@@ -57,7 +57,7 @@ def _raise(connection: Connection, error: psycopg.Error, failed: Statement | Non
 
 @cache
 def _written(statement: TextClause) -> str:
-    """Return the statement with the driver's parameters, cached as long as the caller keeps it."""
+    """Return the statement with the driver's placeholders, cached as long as the caller keeps it."""
     return str(statement.compile(dialect=_dialect()))
 
 

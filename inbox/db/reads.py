@@ -250,7 +250,7 @@ ORDER BY wanted.route
 """Query for lanes: the head, counts up to `MOST_COUNTED` + 1, and the last delivered event."""
 
 
-def row_of(engine: Engine, table: str, number: int) -> Row | None:
+def read_row(engine: Engine, table: str, number: int) -> Row | None:
     """Read one row of `rejected_request` or `relay_command`; None if it doesn't exist."""
     with engine.connect() as connection, reading(connection).begin():
         found = _rows(connection, f"SELECT * FROM {table} WHERE id = :id", id=number)

@@ -24,7 +24,7 @@ BEGIN
     END IF;
 END $$;
 
--- Everything but what a sender sent can be read.
+-- Everything but what a sender sent can be read; facts of failed attempts quote up to 1 KiB of what was sent on.
 GRANT SELECT ON
     alembic_version, alert, delivery_log, gate, inbox, lane, open_delivery, order_lock, payload_lock, payload_reveal, pruner, pruning,
     relay_command, relay_node, route_failure, route_lock, sweep_watermark, throughput_minute, write_probe,

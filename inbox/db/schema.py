@@ -32,10 +32,10 @@ from inbox.db.columns import (
     UtcDateTime,
     checks,
     count,
+    format_values,
     not_null,
     nullable,
     number,
-    one_of,
     only_row,
     partial_index,
     readable,
@@ -195,7 +195,7 @@ open_delivery = Table(
     ),
     nullable("relay_node", Text, "if in_flight: relay_node.id of the process that delivers it"),
     PrimaryKeyConstraint("seq", "route"),
-    CheckConstraint(f"state IN ({one_of(OPEN_STATES)})", name="state"),
+    CheckConstraint(f"state IN ({format_values(OPEN_STATES)})", name="state"),
     CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
     # Excludes 'infinity' and years outside datetime's range, which can't be read.
     CheckConstraint(f"due_at BETWEEN '{FIRST_DUE}' AND '{LAST_DUE}'", name="due_at"),
@@ -204,7 +204,7 @@ open_delivery = Table(
         name="leased_when_in_flight",
     ),
     # The database enforces the invariant of order: one head per lane.
-    partial_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({one_of(HEADS)})", unique=True),
+    partial_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({format_values(HEADS)})", unique=True),
     partial_index("ix_open_delivery_received", "seq", where="state = 'received'"),
     partial_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'"),
     partial_index(
@@ -253,7 +253,7 @@ delivery_log = Table(
         " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected', 'erased')",
         name="kind",
     ),
-    CheckConstraint(f"state IN ({one_of(LOGGED_STATES)})", name="state"),
+    CheckConstraint(f"state IN ({format_values(LOGGED_STATES)})", name="state"),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     # Without autosummarize, a query of the last minute would read all rows added since the last VACUUM.
     Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
@@ -429,12 +429,12 @@ relay_command = Table(
         "highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later",
     ),
     CheckConstraint("id > 0 AND id < 4000000000000000000", name="id"),  # above that SQLite could run out of ids
-    CheckConstraint(f"kind IN ({one_of(COMMAND_KINDS)})", name="kind"),
-    CheckConstraint(f"state IN ({one_of(COMMAND_STATES)})", name="state"),
+    CheckConstraint(f"kind IN ({format_values(COMMAND_KINDS)})", name="kind"),
+    CheckConstraint(f"state IN ({format_values(COMMAND_STATES)})", name="state"),
     CheckConstraint(f"length(reason) <= {MOST_REASON}", name="reason_length"),
     *says_why("reason"),
     CheckConstraint(f"trim(asked_by) <> '' AND length(asked_by) <= {MOST_WHO}", name="asked_by"),
-    partial_index("ix_relay_command_open", "id", where=f"state IN ({one_of(OPEN_COMMANDS)})"),
+    partial_index("ix_relay_command_open", "id", where=f"state IN ({format_values(OPEN_COMMANDS)})"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
     sqlite_autoincrement=True,
 )
@@ -515,7 +515,7 @@ throughput_minute = Table(
     # Views read one range: of one outcome, or of all outcomes in some minutes.
     PrimaryKeyConstraint("kind", "name", "outcome", "minute"),
     Index("ix_throughput_minute_minute", "minute"),
-    CheckConstraint(f"kind IN ({one_of(THROUGHPUT_KINDS)})", name="kind"),
+    CheckConstraint(f"kind IN ({format_values(THROUGHPUT_KINDS)})", name="kind"),
     comment="Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process"
     " that is killed takes its last ones with it.",
     postgresql_with=HOT,

@@ -47,9 +47,9 @@ class Tally:
 
     @contextmanager
     def take(self) -> Iterator[list[Figure]]:
-        """Take all sums, to be written in the block. If the block raises, they are kept for the next time.
+        """Take all sums, to be written in the block. If the block raises, the sums are kept for the next time.
 
-        Only sums that the database rejects are dropped, as it would reject them, and all later ones, again.
+        Sums that the database rejects are dropped: if kept, they would make it reject all later ones too.
         """
         with self._lock:
             sums, self._sums = self._sums, {}

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 
 from sqlalchemy import Table
 
-from inbox.db.columns import one_of
+from inbox.db.columns import format_values
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.erasure import PSEUDONYM, redact_detail
 from inbox.db.schema import delivery_log, inbox
@@ -184,8 +184,8 @@ END
 )
 
 
-# --- `relay_command`: a command can't be changed, and stores its last event. Relays mark invalid commands `refused`: see
-# `relay.operations.table`.
+# --- `relay_command`: a command can't be changed, and records the last event that it covers. Relays mark invalid
+# commands `refused`: see `relay.operations.table`.
 
 CommandRule = tuple[str, str]
 """An error message, with the condition for raising it."""
@@ -196,7 +196,7 @@ _CANCEL = "UPDATE relay_command SET state = ''cancelled''"
 
 def _update_rules(dialect: str) -> Iterator[CommandRule]:
     """Yield the rules of an UPDATE. Erasure may put a pseudonym into the selection of an ended command."""
-    is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
+    is_open, was_open = (f"{row}.state IN ({format_values(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     differs = "IS DISTINCT FROM" if dialect == POSTGRES else "IS NOT"
     is_erased = f"coalesce(substr(NEW.selection ->> 'entity_id', 1, {len(PSEUDONYM)}), '') = '{PSEUDONYM}'"
     yield (
@@ -228,7 +228,7 @@ def statements(dialect: str) -> tuple[str, ...]:
 
 
 def _commands_on_postgres() -> tuple[str, ...]:
-    is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
+    is_open, was_open = (f"{row}.state IN ({format_values(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     rules = _update_rules(POSTGRES)
     # in parentheses, as PL/pgSQL ends a condition at the THEN of a CASE
     raised = "\n".join(f"IF ({condition}) THEN {_raise(said, 'check_violation')} END IF;" for said, condition in rules)
@@ -257,7 +257,7 @@ def _commands_on_postgres() -> tuple[str, ...]:
 
 
 def _commands_on_sqlite() -> Iterator[str]:
-    is_open = f"state IN ({one_of(OPEN_COMMANDS)})"
+    is_open = f"state IN ({format_values(OPEN_COMMANDS)})"
     rules = _update_rules(SQLITE)
     changes = "\n".join(f"    SELECT RAISE(ABORT, '{sentence}') WHERE {condition};" for sentence, condition in rules)
     yield f"""

@@ -247,8 +247,8 @@ def _delivery_view(dialect: str) -> str:
     never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
     nowhere, by = "CAST(NULL AS text)", Sql(dialect).number("l.detail ->> 'by'")
     statuses = {
-        "last_status": Sql(dialect).status_of("l"),
-        "failed_status": Sql(dialect).status_of("e"),
+        "last_status": Sql(dialect).extract_status("l"),
+        "failed_status": Sql(dialect).extract_status("e"),
     }
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
         _DELIVERY.format(by=by, routed=rows, route=name, state=state, condition=condition, **statuses)
@@ -335,7 +335,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     sql = Sql(dialect)
     views = (
         _delivery_view(dialect),
-        _DEAD_LETTER.format(last_status=Sql(dialect).status_of("l")),
+        _DEAD_LETTER.format(last_status=Sql(dialect).extract_status("l")),
         _BACKLOG.format(
             age=sql.seconds_since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),

@@ -94,9 +94,9 @@ class Event(msgspec.Struct, frozen=True):
     def resolve_time(self, now: datetime) -> datetime:
         """Return the time to store, given the database's clock `now`.
 
-        It orders lanes, and successes and sweeps are compared with it, so it must never be in the future. An event
-        without its own time gets `now`: receivers' clocks differ, while the database's is shared. A time too far ahead
-        is wrong, and becomes the second of arrival, so that the event precedes later ones.
+        Lanes are ordered by this time, and successes and sweeps are compared with it, so it must never be in the
+        future. An event without its own time gets `now`: receivers' clocks differ, while the database's is shared. A
+        time too far ahead is wrong, and becomes the second of arrival, so that the event precedes later ones.
         """
         if self.ahead is None:
             return now

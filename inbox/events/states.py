@@ -90,7 +90,7 @@ def says_why(reason: str | None) -> bool:
 
 _ESCAPED = re.sub(r"([]^\\-])", r"\\\1", SAYS_NOTHING)  # not `re.escape`: ECMA-262 lacks its other escapes
 SAYS_WHY_PATTERN = "[^\\x00" + _ESCAPED + "]"
-"""The same rule for JSON Schema: a reason has at least one such character."""
+"""The same rule for JSON Schema: a reason has at least one character that this pattern matches."""
 
 
 MOST_SEQS = 200

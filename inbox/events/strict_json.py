@@ -232,7 +232,7 @@ def exact(text: str) -> float | Decimal:
     """
     number = real(text)
     if number == 0:
-        return number  # an exponent of 0 is unbounded
+        return number  # the exponent of a zero is unbounded
     decimal = Decimal(text)
     return number if Decimal(repr(number)) == decimal else decimal
 

@@ -29,7 +29,7 @@ def problem(status: int, title: str, detail: str | None, field: str | None = Non
     return msgspec.json.encode(members)
 
 
-def problem_of(error: RequestError) -> bytes:
+def format_problem(error: RequestError) -> bytes:
     """Return the problem document of an error."""
     return problem(error.status, error.title, error.detail, error.field)
 
@@ -40,7 +40,7 @@ def problem_headers(error: RequestError) -> dict[str, str]:
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, NotAuthenticated):
-        headers["WWW-Authenticate"] = 'Bearer, Basic realm="webhooks"'  # RFC 9110 §11.6.1 wants one
+        headers["WWW-Authenticate"] = 'Bearer, Basic realm="webhooks"'  # RFC 9110 §11.6.1 requires it
     return headers
 
 
@@ -49,7 +49,7 @@ async def answer_problem(
 ) -> None:
     """Write the response to a RequestError, for Falcon."""
     resp.status = error.status
-    resp.data = problem_of(error)
+    resp.data = format_problem(error)
     resp.set_headers(problem_headers(error))
 
 

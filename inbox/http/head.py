@@ -80,11 +80,11 @@ def check(version: str, target: bytes, fields: Sequence[tuple[bytes, bytes]]) ->
         if version == "1.1":
             raise Unreadable("there is no Host")  # RFC 9112 §3.2 asks for 400
     elif not _is_host(host):
-        raise Unreadable("Host is not the name of one")
+        raise Unreadable("Host is not a valid host name")
     if b"transfer-encoding" in values and (values[b"transfer-encoding"].lower() != b"chunked" or version == "1.0"):
-        raise Unreadable("the only Transfer-Encoding is chunked, and in HTTP/1.0 there is none")
+        raise Unreadable("the only supported Transfer-Encoding is chunked, and HTTP/1.0 has none")
     if b"expect" in values and values[b"expect"].lower() != b"100-continue":
-        raise ExpectationFailed("nothing can be expected but 100-continue")
+        raise ExpectationFailed("only 100-continue can be expected")
     _check_form(target, host)
 
 
@@ -111,4 +111,4 @@ def _check_form(target: bytes, host: bytes | None) -> None:
     if absolute is None:
         raise Unreadable("the request's target is not a path")
     if host is not None and absolute[1].lower() != host.lower():
-        raise Unreadable("the request's target names another host than Host does")
+        raise Unreadable("the request's target and Host name different hosts")

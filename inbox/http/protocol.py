@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
-from inbox.http.bodies import problem_headers, problem_of
+from inbox.http.bodies import format_problem, problem_headers
 from inbox.http.limits import (
     BODY_COMPLETE,
     CAPACITY,
@@ -54,7 +54,7 @@ sender's system would discard the response (RFC 9112 §9.6)."""
 
 
 THIS_HOST = ("127.0.0.1", 0)
-"""Peer address of a Unix socket, which has none: a proxy on this host, trusted as one."""
+"""Peer address given to a Unix socket, which has none: its peer is trusted like a proxy on this host."""
 
 MOST_UNTAKEN = 8 * 1024
 """Bytes of responses buffered for a slow sender, before the next response waits."""
@@ -109,7 +109,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     _received = 0
     """Bytes being parsed."""
     _arrived = 0
-    """Bytes of the head so far, at least."""
+    """Minimum bytes of the head so far."""
     _parser_error: RequestError | None = None
     """The error with which we stopped the parser, if any."""
     _capacity: Capacity | None = None
@@ -200,7 +200,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     def answer(self, error: RequestError) -> None:
         """Send an error response without calling the app."""
         self.meters.count(metrics.REJECTED, metrics.UNKNOWN, error.cause)
-        body = problem_of(error)
+        body = format_problem(error)
         fields = [
             *self.server_state.default_headers,
             *((name.lower().encode(), value.encode()) for name, value in problem_headers(error).items()),
@@ -275,7 +275,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         if self.draining:
             return False
         if self._in_head and not self.discarding_input:
-            self._reject(Unreadable("the connection was closed before the head of the request was whole"))
+            self._reject(Unreadable("the connection was closed before the request's head was complete"))
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete:
             return False
@@ -353,10 +353,10 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             super().on_response_complete()
 
     def _close_idle(self, most: int) -> int:
-        """Close idle ones among the other connections until at most `most` remain. Returns the number that remain."""
+        """Close other idle connections until at most `most` remain. Returns the number that remain."""
         others = [each for each in self.connections if isinstance(each, HardenedHttpProtocol) and each is not self]
         others = [each for each in others if not each.transport.is_closing()]
-        # then those that owe a body, perhaps for long
+        # then connections that owe a body, perhaps for long
         idle = [each for each in others if each.is_idle or (each.cycle.more_body and not each.cycle.response_started)]
         idle.sort(key=lambda each: (not each.is_idle, each._idle_since))  # noqa: SLF001
         closed = idle[: max(len(others) - most, 0)]
@@ -386,7 +386,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         if self._capacity is not None and self._requests >= self._capacity.per_connection:
-            raise Unavailable("this connection has had its requests; send it again over another")
+            raise Unavailable("this connection has reached its limit of requests; send it again over another")
         if self._arrived > head.LONGEST_TARGET:  # otherwise no part can be too long
             head.check_size(self.url, self.headers, self.longest_target)
         head.check(self.parser.get_http_version(), self.url, self.headers)

@@ -24,7 +24,7 @@ from inbox.config.model import (
 )
 from inbox.config.routing import explain_refusal, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
-from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
+from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, resolve_paging
 from inbox.config.values import is_name, to_title_case
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
@@ -47,7 +47,7 @@ _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the 
 
 def check_paging(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
     """Yield missing and meaningless keys of a sweep's `pages`."""
-    path, pages = (*path, "pages"), paging_of(call.pages)
+    path, pages = (*path, "pages"), resolve_paging(call.pages)
     if pages is None:
         return
     for key, kinds in _HAS_MEANING.items():
@@ -83,7 +83,7 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
 def check_retention(retention: Retention) -> Iterator[Mistake]:
     """Yield each age below its floor."""
     for kind, (days, reason) in FLOORS.items():
-        if retention.age_of(kind) < days * _DAY:
+        if retention.get_age(kind) < days * _DAY:
             yield Mistake(("retention", kind), f"must be at least {days}d: {reason}")
 
 
@@ -222,7 +222,7 @@ _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
-"""Tables of a sync route, each with the key whose value of the same name needs it, and whether that is its default."""
+"""Tables of a sync route, each with the key that needs it if set to the table's name, and True if that is the default."""
 _WRITES = ("find", "create", "update", "delete", "deactivate")
 """Calls of a sync route to its destination."""
 
@@ -366,7 +366,7 @@ def check_map(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield from _check_reference((*path, "transform"), sync.transform)
     for name in sync.clear_when_absent:
         mapped = sync.map.get(name)
-        if mapped is None and sync.transform is None:  # which may give any field
+        if mapped is None and sync.transform is None:  # a transform may give any field
             yield Mistake(
                 (*path, "clear_when_absent"), f"{name!r} is not a field of the map; {nearest(name, sync.map)}"
             )

@@ -43,7 +43,7 @@ def resolve_database(settings: DatabaseSettings, environment: Mapping[str, str])
         raise ConfigError("[database] password: a SQLite file has none; remove it")
     _, given_password, in_query = _parts(url)
     if given_password or "password" in in_query:
-        raise ConfigError("[database] password: the url has one already; remove one of both")
+        raise ConfigError("[database] password: the url has one already; remove one of the two")
     password = settings.password.reveal(environment, at="[database] password")
     return msgspec.structs.replace(settings, url=_add_to_query(url, "password", password))
 
@@ -58,7 +58,7 @@ def resolve_web(web: Web, database: DatabaseSettings, environment: Mapping[str, 
         return web
     url = reveal_url(web.viewer_url, _OF_VIEWERS, environment)
     if _SQLITE.match(url) or _SQLITE.match(database.url):
-        raise ConfigError(f"{_OF_VIEWERS}: a SQLite file has no roles, and viewers have no URL of their own; remove it")
+        raise ConfigError(f"{_OF_VIEWERS}: a SQLite file has no roles, so viewers need no URL of their own; remove it")
     url = _set_schema(url, database.schema)
     if url == database.url:
         raise ConfigError(f"{_OF_VIEWERS}: is the database's own url; give that of a role that can only read")

@@ -56,7 +56,7 @@ class Totals(Collector):
             raise ValueError(str(error)) from None
         metric = _METRICS.get(told.name)
         if metric is None or (len(told.labels), len(told.values)) != (len(metric.labels), metric.numbers):
-            raise ValueError(f"no metric is like this: {line!r}")
+            raise ValueError(f"no metric matches this line: {line!r}")
         with self._lock:
             series = self._series.setdefault(told.name, {})
             held = series.get(told.labels)

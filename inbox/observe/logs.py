@@ -92,7 +92,7 @@ def fields(event: str, ids: TraceIds | None = None, **values: Any) -> dict[str, 
     return {_ATTRIBUTE: (ids, {"event": event, **values})}
 
 
-def keys_of(record: logging.LogRecord) -> dict[str, Any]:
+def list_keys(record: logging.LogRecord) -> dict[str, Any]:
     """Return the keys that a record adds, including its trace."""
     given: tuple[TraceIds | None, dict[str, Any]] = getattr(record, _ATTRIBUTE, (None, {}))
     ids, values = given[0] or current_ids(), given[1]
@@ -120,7 +120,7 @@ class StructuredFormatter(logging.Formatter):
             "logger": record.name,
             "process": record.process,
             "message": record.getMessage(),
-            **keys_of(record),
+            **list_keys(record),
         }
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)

@@ -161,7 +161,7 @@ class _Complaints(logging.Handler):
 
 
 def _without_values(record: logging.LogRecord) -> str:
-    """Return its text with only numbers and error classes filled in; other values may be secrets."""
+    """Return the record's text with only numbers and error classes filled in; other values may be secrets."""
     arguments = iter(record.args if isinstance(record.args, tuple) else ())
     text = _PLACE.sub(lambda _: _show_argument(next(arguments, None)), str(record.msg))
     raised = f" ({type(record.exc_info[1]).__name__})" if record.exc_info and record.exc_info[1] else ""

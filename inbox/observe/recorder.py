@@ -41,8 +41,8 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     labels: tuple[str, ...]
     """Values of its labels."""
     values: tuple[float, ...]
-    """Of a counter the number to add; of a histogram the number for each bucket, and their sum; of a gauge its value
-    and the time by the monotonic clock, which all processes share."""
+    """For a counter, the number to add; for a histogram, the number for each bucket, and the sum; for a gauge, its
+    value and the time by the monotonic clock, which all processes share."""
 
 
 _log = logging.getLogger(__name__)

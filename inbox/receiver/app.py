@@ -16,7 +16,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
-from inbox.config.routing import list_passed_headers, routes_of
+from inbox.config.routing import list_passed_headers, select_routes
 from inbox.config.sources import Source
 from inbox.db.dialect import SQLITE
 from inbox.db.link import Notifier, link_to
@@ -32,8 +32,8 @@ from inbox.receiver.reporting import ThroughputFlusher
 from inbox.receiver.wait import OutcomeWaiter
 from inbox.receiver.webhook import Services, SourceEndpoint, Webhooks
 from inbox.receiver.writer import GroupCommit, WriterPair
-from inbox.sources import preset_of
-from inbox.sources.credentials import pad_work, verifier_of
+from inbox.sources import build_preset
+from inbox.sources.credentials import build_verifier, pad_work
 
 
 def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
@@ -67,13 +67,13 @@ CAPACITY = Capacity(connections=4000, requests=1000, per_connection=1000)
 """Limits of each worker process. Requests that wait for an outcome count too."""
 
 MEMORY = 256 * 1024 * 1024
-"""Bytes of memory for the bodies of a worker process: more than two bodies of the largest `max_body` take."""
+"""Bytes of memory for the bodies of a worker process: enough for two bodies of the largest `max_body`."""
 
 READY_CACHED_SECONDS = 1.0
 """Seconds for which readiness is cached, so that load balancers may ask as often as they like."""
 
 
-def app_of(config: Config) -> Receiver:
+def make_app(config: Config) -> Receiver:
     """Create the receiver of a configuration, writing to its database.
 
     Raises:
@@ -85,7 +85,7 @@ def app_of(config: Config) -> Receiver:
 
 
 def open_services(config: Config, clock: Clock) -> Services:
-    """Open the services of a worker of `app_of`, inside its event loop and after the last fork."""
+    """Open the services of a worker of `make_app`, inside its event loop and after the last fork."""
     meters = OFF if config.metrics.receiver is None else _start_at_zero(make_recorder(RECEIVER), config)
     tally = Tally()
     make_link = partial(link_to, config.database.url, application="inbox-receiver")
@@ -111,7 +111,7 @@ def create_app(config: Config, open_services: Callable[[], Services], clock: Clo
     Raises:
         ConfigError: a preset or secret of a source is missing. The message has a line for each.
     """
-    endpoints = endpoints_of(config)
+    endpoints = make_endpoints(config)
     decoy = pad_work(endpoint.verifier for endpoint in endpoints.values())
     lifespan = Lifespan(CAPACITY, open_services)
     webhooks = Webhooks(endpoints, decoy, clock, MemoryBudget(MEMORY), lifespan.services)
@@ -127,7 +127,7 @@ def create_app(config: Config, open_services: Callable[[], Services], clock: Clo
     return app
 
 
-def endpoints_of(config: Config) -> dict[str, SourceEndpoint]:
+def make_endpoints(config: Config) -> dict[str, SourceEndpoint]:
     """Create the endpoint of each source.
 
     Raises:
@@ -137,12 +137,12 @@ def endpoints_of(config: Config) -> dict[str, SourceEndpoint]:
 
 
 def _endpoint(config: Config, source: Source) -> SourceEndpoint:
-    preset = preset_of(source, list_passed_headers(source.name, config.routes.values(), config.destinations))
+    preset = build_preset(source, list_passed_headers(source.name, config.routes.values(), config.destinations))
     return SourceEndpoint(
         source=source,
         preset=preset,
-        verifier=verifier_of(source, preset),
-        routes=routes_of(source.name, config.routes.values()),
+        verifier=build_verifier(source, preset),
+        routes=select_routes(source.name, config.routes.values()),
         bucket=None if source.rate is None else Bucket(source.rate),
     )
 

@@ -1,8 +1,8 @@
 """Fetch missing certificates of sources: few at a time, in separate threads, and within seconds.
 
-A hanging host delays only requests that need one of its certificates: neither other sources nor requests whose
-certificate is known. Large bodies keep their share of the receiver's memory meanwhile. A host's response never counts
-as failed authentication: without a valid certificate the response is 503, and the sender sends again.
+A hanging host delays only requests that need one of its certificates, not other sources or requests whose certificate
+is known. Large bodies that wait keep their share of the receiver's memory. A host's response never counts as failed
+authentication: without a valid certificate the response is 503, and the sender retries.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class CertificateFetcher:
         def run() -> None:
             try:
                 got: bytes | Exception = self._get(missing.url)
-            except Exception as error:  # noqa: BLE001  # any error about a host's bytes
+            except Exception as error:  # noqa: BLE001  # a host's bytes may cause any error
                 got = error
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 loop.call_soon_threadsafe(end, got)
@@ -121,7 +121,7 @@ class CertificateFetcher:
                 _note_failure(source, missing.url, failure, loop.time())
             fetch.done.set_result(failure is None)
 
-        # No pool: its threads are joined at exit, and one may hang in a name server.
+        # No pool: its threads are joined at exit, and one may hang in name resolution.
         thread = threading.Thread(target=run, name="certificate", daemon=True)
         try:
             thread.start()
@@ -137,7 +137,7 @@ def _note_failure(source: _SourceFetches, url: CertificateUrl, error: Exception,
         source.log_at = now + _LOG_EVERY_SECONDS
         why = visible(f"{type(error).__name__}: {error}"[:200])
         _log.warning(
-            "no certificate from %s, so its webhooks get 503 and come again: %s",
+            "no certificate from %s, so its webhooks get 503 and the sender retries: %s",
             url,
             why,
             extra=fields("certificate_missing", error=why),
@@ -151,7 +151,7 @@ def get_over_https(
     *,
     within: float = LONGEST_SECONDS,
 ) -> bytes:
-    """Return the body of a 200, without redirects or proxies; the host must prove its name.
+    """Return the body of a 200 response, without redirects or proxies; the host's certificate must have its name.
 
     Raises:
         OSError: the host is unreachable, proves another name, or takes longer than `within` seconds.

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Outage:
-    """Log of database outages, by the last statement. Requests during an outage are counted, not logged."""
+    """Logs database outages, judged by the last statement. Requests during an outage are counted, not logged."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -134,7 +134,7 @@ LAST_FLUSH_SECONDS = 2.0
 
 
 class ThroughputFlusher:
-    """Writes a tally `every` so many seconds. Create and `close` it inside the running event loop.
+    """Writes a tally every `every` seconds. Create and `close` it inside the running event loop.
 
     Failing flushes are logged once until one succeeds, and their figures are kept.
     """

@@ -54,7 +54,7 @@ class OutcomeWaiter:
     async def wait_until_delivered(
         self, source: str, seqs: Sequence[int], *, within: float, when_gone: WhenGone | None = None
     ) -> None:
-        """Wait until these events of a source have ended on every route, none of them given up.
+        """Wait until these events of a source have ended on every route, without a delivery given up.
 
         Raises:
             NotDelivered: a delivery was given up; an operator can replay it.
@@ -99,7 +99,7 @@ class OutcomeWaiter:
                 await asyncio.sleep(POLL_SECONDS)
             self._poller = None  # a request during the close starts another task
         except (SQLAlchemyError, OSError):
-            self._fail_all("stored; the database does not say how it ended")
+            self._fail_all("stored; its outcome can't be read from the database")
         finally:
             if self._poller is asyncio.current_task():
                 self._poller = None
@@ -139,5 +139,5 @@ JOIN open_delivery o ON o.seq = wanted.seq
 """)
 
 
-# by the view: a receiver's role may read the error, but not the facts
+# through the view: a receiver's role may read the error, but not the facts
 _GIVEN_UP = text("SELECT error FROM dead_letter WHERE seq = :seq AND route = :route")

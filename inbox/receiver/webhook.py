@@ -37,12 +37,12 @@ from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.credentials import UNKNOWN_SOURCE_MAX_BODY, Verifier, address_text
 from inbox.sources.keys import CertificateNeeded
-from inbox.sources.normalize import events_of, kept_headers, reject_old, valid_traceparent
+from inbox.sources.normalize import kept_headers, make_events, reject_old, valid_traceparent
 
 OFFLOADED_BYTES = 64 * 1024
 """Size from which bodies are hashed and parsed in a thread, in bytes: 25 MiB take most of a second, and would block all
-other requests. Hashing lets other threads run, but parsing rarely does. So one body is parsed at a time: the event loop
-waits for only one, and memory beyond `MEMORY_FOR_BODY` is used once."""
+other requests. Hashing lets other threads run, but parsing rarely does. So only one body is parsed at a time: the event
+loop waits for one at most, and only one uses memory beyond `MEMORY_FOR_BODY`."""
 
 OFFLOADED_HASHING = 1024 * 1024
 """Bytes to hash inside the event loop, in 1 to 3 ms. A rejection hashes the body with the keys of all sources; more
@@ -243,7 +243,7 @@ class Webhooks:
                 body=body,
                 received_at=self._clock.now(),
                 url_token=token,
-                remote_address=sender_of(req),
+                remote_address=get_sender(req),
                 method=req.method,
                 query=req.query_string,
             )
@@ -264,10 +264,11 @@ class Webhooks:
                 services.tally.add(SOURCE, name, UNAVAILABLE if isinstance(error, Unavailable) else REJECTED)
                 if not isinstance(error, Unavailable):
                     if len(body) > OFFLOADED_BYTES:
-                        services.writer.reject(await asyncio.to_thread(_row_of, proven, raw, error))
+                        services.writer.reject(await asyncio.to_thread(_make_row, proven, raw, error))
                     else:
-                        services.writer.reject(_row_of(proven, raw, error))
-                # Raised here: a frame holding an error whose traceback holds the frame is a cycle, which would keep the body.
+                        services.writer.reject(_make_row(proven, raw, error))
+                # Raised here: an error kept in a frame that its traceback refers to is a reference cycle, which would
+                # keep the body.
                 if not _answer_as_provider(proven, error, resp):
                     raise
                 return None
@@ -310,9 +311,9 @@ class Webhooks:
         events: Sequence[Event]
         if len(raw.body) > OFFLOADED_BYTES:
             async with self._parsing:
-                events = await asyncio.to_thread(events_of, endpoint.source, preset, raw, endpoint.routes)
+                events = await asyncio.to_thread(make_events, endpoint.source, preset, raw, endpoint.routes)
         else:
-            events = events_of(endpoint.source, preset, raw, endpoint.routes)
+            events = make_events(endpoint.source, preset, raw, endpoint.routes)
         reject_old(endpoint.source, events)
         if trace is not None:
             events = trace.sample(events)
@@ -363,7 +364,7 @@ async def _verify(verifier: Verifier, raw: RawRequest) -> None:
         verifier.verify(raw, raw.received_at)
 
 
-def sender_of(req: Request) -> str | None:
+def get_sender(req: Request) -> str | None:
     """Return the address of the connection, or the one reported by a trusted proxy; None if it isn't an address.
 
     Falcon's `remote_addr` would report 127.0.0.1 for a closed connection.
@@ -402,7 +403,7 @@ def _answer_as_provider(proven: SourceEndpoint | None, error: RequestError, resp
     return True
 
 
-def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
+def _make_row(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
     """Build the row of a rejected request, without body and headers if the sender is not authenticated."""
     return Rejected(
         received_at=raw.received_at,

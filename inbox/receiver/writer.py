@@ -37,7 +37,7 @@ PER_SECOND = 10
 MAX_REJECTIONS = 200
 """Maximum burst of stored rejected requests."""
 MAX_BYTES = 4 * 1024 * 1024
-"""Maximum bytes of bodies waiting or being written, so that large ones don't fill the memory. A single one may be larger."""
+"""Maximum bytes of bodies waiting or being written, so that they don't fill the memory. A single body may exceed it."""
 
 
 class RejectionQueue:
@@ -125,8 +125,8 @@ _FAILURES = (SQLAlchemyError, OSError, ValueError, UnfitDatabase)
 class GroupCommit:
     """Writes batches of events over one connection. Create and `close` it inside the running event loop.
 
-    After an error not caused by a row, the connection is replaced. So it is after a large body: libpq keeps a buffer of
-    its largest statement's size, and SQLite keeps the values of its last statement.
+    After an error not caused by a row, the connection is replaced. It is also replaced after a large body: libpq keeps
+    a buffer of its largest statement's size, and SQLite keeps the values of its last statement.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class GroupCommit:
         self._task.add_done_callback(_end_worker)
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request in one transaction, or find them already stored; return after the commit.
+        """Store the events of one request in one transaction, unless they are already stored; return after the commit.
 
         Raises:
-            Unavailable: they are not stored, or perhaps not.
+            Unavailable: the events are not stored, or the outcome is unknown.
             InvalidEvent: the database rejects one of their values.
         """
         if self._closing or len(self._pending) >= MAX_WAITING:
@@ -217,7 +217,7 @@ class GroupCommit:
             batch = self._collect()
             if batch:
                 await self._commit(batch)
-            if self._probes:  # even if there is always a batch: a busy receiver is ready
+            if self._probes:  # even while batches keep coming: a busy receiver is ready
                 await self._probe()
             if self.rejections:
                 await self._store_rejections()
@@ -317,7 +317,7 @@ class GroupCommit:
             if len(receipts) == len(own):
                 pending.answer(receipts)
             else:
-                pending.answer(Unavailable("its first event was deleted at this moment"))
+                pending.answer(Unavailable("the event that it duplicates has just been deleted"))
 
     def _count(self, metric: Metric, outcome: str, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
         """Count the stored events by source."""

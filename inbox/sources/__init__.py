@@ -78,7 +78,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_of(source: Source, passed: frozenset[str] = frozenset()) -> Preset:
+def build_preset(source: Source, passed: frozenset[str] = frozenset()) -> Preset:
     """Return the preset of `source`, with its configuration; `passed` headers are kept too.
 
     `inbox.loader` has checked that the preset exists and accepts the configuration. Signatures are never kept.

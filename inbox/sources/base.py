@@ -46,7 +46,7 @@ class Proof(ABC):
     """A check that authenticates requests. Its methods must not raise, whatever the request holds."""
 
     kind: Hashable = None
-    """Key that is equal for proofs that do the same work for any request, except for their number of keys."""
+    """Key shared by proofs that do the same work for any request, apart from their number of keys."""
 
     @property
     def keys(self) -> int:
@@ -63,7 +63,7 @@ class Proof(ABC):
 
     @abstractmethod
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
-        """Return the reason for rejecting a request, for operators, or the missing certificate; None if it is proven."""
+        """Return the reason for a rejection, for operators, or the missing certificate; None if the request is proven."""
 
 
 class KeyedProof(Proof):
@@ -82,14 +82,14 @@ class KeyedProof(Proof):
         self._keys += tuple((MADE_UP, os.urandom(_DECOY_BYTES)) for _ in range(keys - self.keys))
 
     def is_known(self, secret: bytes, now: datetime) -> bool:
-        """Return in constant time whether a text is one of the secrets, whose keys are made by `digest_of`."""
+        """Return in constant time whether a text is one of the secrets, whose keys are made by `compute_digest`."""
         digest, known = hashlib.sha256(secret).digest(), False
         for valid, expected in self._keys:
             known |= hmac.compare_digest(digest, expected) & valid.valid_at(now)
         return known
 
 
-def digest_of(secret: str) -> bytes:
+def compute_digest(secret: str) -> bytes:
     """Return the digest of a shared secret, so that secrets of any length compare in constant time."""
     # An environment variable may hold bytes that are not UTF-8; Python reads them as lone surrogates.
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
@@ -223,7 +223,7 @@ class Preset:
     status: int = 200
     """Status that the provider expects for a stored event."""
     answers_empty: bool = False
-    """True if it expects an empty response body."""
+    """True if the provider expects an empty response body."""
     acknowledgement: tuple[str, bytes] | None = None
     """Media type and body of that response, if the provider expects a specific text."""
     acknowledged: str = ""

@@ -20,7 +20,7 @@ from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, InboundAuth,
 from inbox.config.values import Network, Secret
 from inbox.errors import ConfigError, NotAuthenticated, collect_config_errors
 from inbox.events.event import RawRequest
-from inbox.sources.base import KeyedProof, Preset, Proof, Revealed, digest_of
+from inbox.sources.base import KeyedProof, Preset, Proof, Revealed, compute_digest
 from inbox.sources.keys import CertificateNeeded, MissingCertificate
 from inbox.sources.signing import SignatureProof
 
@@ -39,7 +39,7 @@ class SharedSecretProof(KeyedProof):
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
-        super().__init__((secret, digest_of(prefix + reveal_all)) for secret, reveal_all in secrets)
+        super().__init__((secret, compute_digest(prefix + reveal_all)) for secret, reveal_all in secrets)
         self._is_open = isinstance(auth, NoAuth)
         self._read_secret = _secret_reader(auth)
         self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
@@ -66,7 +66,7 @@ class Verifier:
         """Maximum passes of a rejection through the body, the same for all padded verifiers."""
 
     def pad_work_to(self, kinds: Mapping[Hashable, Proof], largest: Mapping[Hashable, int]) -> None:
-        """Have each rejection try a proof of each of these kinds, with as many keys.
+        """Make each rejection try a proof of each of these kinds, with the same number of keys.
 
         A kind is not tried on bodies larger than its `largest`, which no source of the kind may send. The largest
         bodies of strangers therefore cost the work of only few kinds.
@@ -122,7 +122,7 @@ def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
     return decoy
 
 
-def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
+def build_verifier(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
     """Create the verifier of a source's shared secret (`auth`), signature (`secrets`) and address, as configured.
 
     Raises:
@@ -221,7 +221,7 @@ _LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def address_of(text: str | None) -> IpAddress | None:
+def parse_ip_address(text: str | None) -> IpAddress | None:
     """Parse an address without its zone, and IPv4-mapped IPv6 as IPv4; None if it is invalid.
 
     A proxy may pass on its sender's claim, and Python takes any text after `%` for a zone.
@@ -231,7 +231,7 @@ def address_of(text: str | None) -> IpAddress | None:
 
 
 def address_text(text: str | None) -> str | None:
-    """Return the canonical text of an address, parsed by `address_of`."""
+    """Return the canonical text of an address, parsed by `parse_ip_address`."""
     found = (text or "").partition("%")[0]
     return _known(found)[1] if len(found) <= _LONGEST else None
 
@@ -257,14 +257,14 @@ class SentFrom(Proof):
         networks = tuple(networks)
         self.kind = (SentFrom, networks)
         parsed = [ipaddress.ip_network(network) for network in networks]
-        self._networks = {  # as numbers: thirty add 7 µs to a rejection, and 11 as the library compares them
+        self._networks = {  # as numbers: thirty networks add 7 µs to a rejection, not 11 as by the library's comparison
             version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
             for version in (4, 6)
         }
 
     def fault(self, raw: RawRequest, _now: datetime) -> str | None:
         """See Proof."""
-        address = address_of(raw.remote_address)
+        address = parse_ip_address(raw.remote_address)
         if address is None:
             return "it comes from an address that is not known, and allow_from lists addresses"
         number = int(address)

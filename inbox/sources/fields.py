@@ -141,7 +141,7 @@ def form_payload(body: bytes) -> bytes:
     """
     values = [value for name, value in _form(body, _FIELDS_AT_MOST) if name == b"payload"]
     if len(values) != 1:
-        raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
+        raise InvalidEvent(f"payload is {'missing' if not values else 'repeated'}", field="payload")
     if len(values[0]) > LARGEST_FORM_PAYLOAD:
         raise InvalidEvent(
             f"payload has more than {LARGEST_FORM_PAYLOAD} bytes; send JSON, not a form", field="payload"
@@ -311,7 +311,7 @@ def printable(value: str) -> str:
     return _CONTROL.sub(lambda character: f"\\x{ord(character[0]):02x}", escaped)
 
 
-def action_of(word: str) -> Action:
+def classify_action(word: str) -> Action:
     """Return the action of a provider's word, ignoring case."""
     return _ACTIONS.get(word.casefold(), "other")
 
@@ -421,7 +421,7 @@ def with_key(identity: Identity, payload: Payload, dedup: Dedup, part: bytes | N
     return msgspec.structs.replace(identity, key_parts=identity.key_parts or (identity.event_id or "",), part=part)
 
 
-def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
+def make_object_reader(read_one: ReadOne, inner: str = "") -> Read:
     """Make the `read` of a preset whose bodies hold one event; the fields of a source's `dedup` are in its object `inner`.
 
     In forms, the field `payload` has the JSON.
@@ -436,7 +436,7 @@ def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
     return read
 
 
-def reader_of_list(read_one: ReadOne, *path: str, inner: str = "") -> Read:
+def make_list_reader(read_one: ReadOne, *path: str, inner: str = "") -> Read:
     """Make the `read` of a preset whose bodies have a list of events at `path`; without a path, the body is the list."""
 
     def read(raw: RawRequest, dedup: Dedup) -> tuple[Identity, ...]:

@@ -62,7 +62,7 @@ def ed25519_verifier(key: bytes) -> Verifies:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415  # as above
 
     if len(key) != KEY_BYTES:
-        raise ConfigError(f"a public key has {len(key)} bytes, and one of Ed25519 has {KEY_BYTES}")
+        raise ConfigError(f"a public key has {len(key)} bytes, but an Ed25519 key has {KEY_BYTES}")
     if key[:-1] + bytes([key[-1] & ~_SIGN_BIT]) in _SMALL_ORDER:
         raise ConfigError("a public key is invalid: anyone could sign for it")
     return _verifier(Ed25519PublicKey.from_public_bytes(key).verify)
@@ -86,7 +86,7 @@ def ecdsa_verifier(key: bytes) -> Verifies:
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError("a public key can't be read: it is not a SubjectPublicKeyInfo") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-        raise ConfigError("a public key is not one of the curve P-256")
+        raise ConfigError("a public key is not on the curve P-256")
     scheme = ec.ECDSA(SHA256())
     return _verifier(lambda signature, content: public.verify(signature, content, scheme))
 
@@ -163,14 +163,14 @@ def _key(jwk: object) -> PublicKey:
             f"is of type {kty!r}, curve {crv!r}: RSA, EC (P-256, P-384, P-521) and OKP (Ed25519) can be used"
         )
     if alg is not None and alg not in fitting:
-        raise ConfigError(f"is for alg {alg!r}, and such a key can be for {', '.join(fitting)}")
+        raise ConfigError(f"is for alg {alg!r}, but such a key supports only {', '.join(fitting)}")
     if jwk.get("use") not in (None, "sig"):
         raise ConfigError(f"has use {jwk['use']!r}, not 'sig'")
     operations = jwk.get("key_ops")
     if operations is not None and not (isinstance(operations, list) and "verify" in operations):
         raise ConfigError(f"has key_ops {operations!r}, without 'verify'")
     if "d" in jwk:
-        raise ConfigError("is a private key: leave that to the sender, and take the public one")
+        raise ConfigError("is a private key: leave it with the sender, and use the public one")
     if not isinstance(kid, str | None):
         raise ConfigError("has a kid that is not a text")
     try:
@@ -211,7 +211,7 @@ class CertificateUrl(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """An RSASSA-PKCS1-v1_5 signature (RFC 8017) in a request, with the texts of which it must match one."""
+    """An RSASSA-PKCS1-v1_5 signature (RFC 8017) in a request, with the texts, one of which it must sign."""
 
     url: CertificateUrl
     contents: Sequence[bytes]
@@ -227,7 +227,7 @@ class MissingCertificate(msgspec.Struct, frozen=True):
 
 
 class CertificateNeeded(Unavailable):
-    """A request can be verified only with a certificate. Fetch it and verify again; otherwise the sender sends again."""
+    """A request can be verified only with a certificate. Fetch it and verify again, or the sender has to retry."""
 
     def __init__(self, missing: MissingCertificate) -> None:
         super().__init__(UNAVAILABLE)
@@ -243,7 +243,8 @@ class _Kept(msgspec.Struct, frozen=True):
 class CertificateStore:
     """The certificates of one source.
 
-    `urls` matches a certificate's whole URL, with the groups `host` and `path`; `names` matches a name that it must have.
+    `urls` matches a certificate's whole URL, with the groups `host` and `path`; `names` matches a name that the
+    certificate must have.
     """
 
     def __init__(self, urls: re.Pattern[str], names: re.Pattern[str]) -> None:
@@ -257,7 +258,7 @@ class CertificateStore:
         return None if found is None else CertificateUrl(found["host"], found["path"])
 
     def fault(self, claim: Claim, now: datetime) -> str | MissingCertificate | None:
-        """Return the reason for rejecting a claim, or the missing certificate; None if it is proven."""
+        """Return the reason for rejecting a claim, or the missing certificate; None if the claim is proven."""
         kept = self._kept.get(claim.url)
         if kept is None or not kept.not_before <= now <= kept.not_after:
             return MissingCertificate(claim.url, self)
@@ -291,7 +292,7 @@ def _read_certificate(pem: bytes, names: re.Pattern[str]) -> _Kept:
     if not any(names.fullmatch(name) for name in given):
         raise ValueError("it is not the provider's: it has another name")
     if not isinstance(key, RSAPublicKey) or not _SMALLEST_BITS <= key.key_size <= _LARGEST_BITS:
-        raise ValueError(f"its key is not one of RSA with {_SMALLEST_BITS} to {_LARGEST_BITS} bits")
+        raise ValueError(f"its key is not an RSA key of {_SMALLEST_BITS} to {_LARGEST_BITS} bits")
     return _Kept(key, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from inbox.config.model import Config, Route
-from inbox.config.routing import enrol, list_passed_headers, routes_of
+from inbox.config.routing import enrol, list_passed_headers, select_routes
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
 from inbox.errors import RequestError, TooOld
 from inbox.events import timestamps
 from inbox.events.event import Event, Identity, RawRequest, dedup_key
-from inbox.sources import preset_of
+from inbox.sources import build_preset
 from inbox.sources.base import Preset
 from inbox.sources.fields import printable
 
@@ -42,7 +42,7 @@ KEPT_HEADERS = frozenset(
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
 
-def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[Route]) -> tuple[Event, ...]:
+def make_events(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[Route]) -> tuple[Event, ...]:
     """Return the events of an authenticated request, ready to store; `routes` are those of its source.
 
     Raises:
@@ -111,7 +111,7 @@ def kept_headers(source: Source, preset: Preset, raw: RawRequest) -> dict[str, s
     r"""Return the headers of the allow-list, in printable ASCII: other characters become `\xNN` or `\uNNNN`.
 
     Presets add headers that describe their events, and destinations those that they pass on. Headers that carry the
-    source's secret are omitted, even if listed; so are passed-on ones that contain the URL's token.
+    source's secret are omitted, even if listed; so are passed-on headers that contain the URL's token.
     """
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
     token = raw.url_token
@@ -157,7 +157,7 @@ class ReadmitResult(msgspec.Struct):
     """Reason for rejecting it again."""
 
 
-def readers_of(config: Config) -> dict[str, Read]:
+def make_readers(config: Config) -> dict[str, Read]:
     """Return the current reader of each source's requests.
 
     Raises:
@@ -165,8 +165,8 @@ def readers_of(config: Config) -> dict[str, Read]:
     """
     readers: dict[str, Read] = {}
     for name, source in config.sources.items():
-        preset = preset_of(source, list_passed_headers(name, config.routes.values(), config.destinations))
-        readers[name] = partial(events_of, source, preset, routes=routes_of(name, config.routes.values()))
+        preset = build_preset(source, list_passed_headers(name, config.routes.values(), config.destinations))
+        readers[name] = partial(make_events, source, preset, routes=select_routes(name, config.routes.values()))
     return readers
 
 

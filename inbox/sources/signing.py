@@ -174,7 +174,7 @@ def sign(signature: Signature, secret: str, message: Message, at: datetime) -> d
     """
     if signature.algorithm in PUBLIC:
         raise ConfigError("the configured key is public: only the sender can sign")
-    key = key_of(signature, secret)
+    key = decode_key(signature, secret)
     return sign_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
 
 
@@ -226,7 +226,7 @@ def find_mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str,
             yield "content", text
 
 
-def key_of(signature: Signature, secret: str) -> bytes:
+def decode_key(signature: Signature, secret: str) -> bytes:
     """Return the key in a secret's text.
 
     Raises:
@@ -256,7 +256,7 @@ def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Ver
     signature = next(
         (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
     )
-    key, algorithm = key_of(signature, revealed), signature.algorithm
+    key, algorithm = decode_key(signature, revealed), signature.algorithm
     mac = None if algorithm in PUBLIC else lambda content: hmac.digest(key, content, algorithm)
     return _VerifyingKey(secret, algorithm, _matcher(algorithm, key), mac)
 
@@ -430,7 +430,7 @@ class InBodyProof(KeyedProof):
         Raises:
             ConfigError: a secret is not a valid key. The message does not repeat it.
         """
-        super().__init__((secret, key_of(scheme.signature, text)) for secret, text in secrets)
+        super().__init__((secret, decode_key(scheme.signature, text)) for secret, text in secrets)
         self._scheme = self.kind = scheme
         self._tolerance = scheme.tolerance if source.tolerance is None else source.tolerance
 
@@ -459,7 +459,7 @@ def sign_parts(scheme: Scheme, secret: str, body: bytes) -> list[str]:
     Raises:
         ConfigError: the body has no such parts, or the secret is not a valid key.
     """
-    parts, key = scheme.parts(body), key_of(scheme.signature, secret)
+    parts, key = scheme.parts(body), decode_key(scheme.signature, secret)
     if not parts:
         raise ConfigError(f"the body has no place for {scheme.signature.header}: it is not a webhook of this provider")
     digests = (hmac.digest(key, part.content, scheme.signature.algorithm) for part in parts)

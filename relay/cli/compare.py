@@ -273,7 +273,7 @@ def _verify(remedy: str, *, as_json: bool) -> None:
     from relay.store.audit import verify as verify_all
 
     config, database = open_database()
-    found, total, counts = _all_of(database, verify_all(database, config), "verifying")
+    found, total, counts = _collect(database, verify_all(database, config), "verifying")
     if not found and not as_json:
         answer(f"agreed: {counts}")
         return
@@ -304,7 +304,7 @@ def rebuild(*, reason: Reason = None, yes: Yes = False, as_json: AsJson = False)
         return
     why = require_reason(reason)
     config, database = open_database()
-    repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name(), why=why), "rebuilding")
+    repaired, total, counts = _collect(database, rebuild_all(database, config, who=login_name(), why=why), "rebuilding")
     if as_json:
         put_json(repaired)
         return
@@ -314,7 +314,7 @@ def rebuild(*, reason: Reason = None, yes: Yes = False, as_json: AsJson = False)
     answer(f"{done} {counts}")
 
 
-def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], int, str]:
+def _collect(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], int, str]:
     """Process the chunks with a progress bar.
 
     Returns:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 COLUMNS = ("seq", "state", "entity_type", "entity_id", "route", "cause", "error", "died_at")
 """Columns of the view `dead_letter` that the groups show."""
 MOST_GROUPED = 5000
-"""Dead letters to group, those that died last."""
+"""Maximum number of dead letters to group: those that died last."""
 _MOST_COMMANDS = 5
 _INDENT = "  "
 _LONGEST_ERROR = 300
-"""Characters shown of a group's last error; `inbox show` has all."""
+"""Characters shown of a group's last error; `inbox show` shows all of it."""
 _SHOWN = ("seq", "state", "entity", "died_at", "error")
 
 Group = tuple[str, str, Sequence["Row"]]
@@ -103,7 +103,7 @@ def _write_filter(name: str, value: Any, given: Mapping[str, Any]) -> Iterator[s
 
 
 def _shorten(letters: Sequence[Row], most: int, width: int) -> list[Row]:
-    """Return the first rows of a group for lines of this width, without the members that all of the group share."""
+    """Return the first rows of a group for lines of this width, without members that the whole group shares."""
     are_all_dead = all(row["state"] == "dead" for row in letters)
     have_one_error = len({row["error"] for row in letters}) == 1
     names = [f"{row['entity_type'] or ''}/{row['entity_id'] or ''}" for row in letters[:most]]
@@ -122,11 +122,11 @@ def _shorten(letters: Sequence[Row], most: int, width: int) -> list[Row]:
 
 
 _OTHERS, _OTHERS_AND_STATE = 25, 34
-"""Cells of a line beside the entity and the error."""
+"""Cells of a line that entity and error do not use: without and with the state."""
 
 
 def _cut(text: str, room: int, kept_at_end: int = 0) -> str:
-    """Shorten a text to so many characters, some of them from its end."""
+    """Shorten a text to `room` characters, and keep some from its end."""
     return text if len(text) <= room else f"{text[: room - 1 - kept_at_end]}…{text[len(text) - kept_at_end :]}"
 
 
@@ -134,7 +134,7 @@ _RETRIED = {name for name, rule in RULES.items() if rule in {Rule.RETRY, Rule.AG
 
 
 def suggest_exhausted(cause: str, exhausted: Sequence[Row]) -> Iterator[str]:
-    """Yield a hint at dead letters of the cause `exhausted`, if this class of failures is retried first."""
+    """Yield a hint about dead letters with the cause `exhausted`, if this class of failures is retried first."""
     if not exhausted or cause not in _RETRIED:
         return
     last = Counter(row["last_status"] for row in exhausted).most_common(_MOST_COMMANDS)

@@ -19,12 +19,12 @@ from relay.cli.output import (
     FINDING,
     WRONG_USE,
     bar,
+    choose_style,
     fail,
     hang,
     put,
     put_json,
     say,
-    style_of,
     terminal_width,
 )
 from relay.words import (
@@ -73,7 +73,7 @@ def check(
       INBOX_CONFIG=/etc/inbox-relay/new.toml inbox check --json
     """
     from inbox.loader.load import config_path, load_file
-    from relay.check import ConfigFinding, database_of, list_findings, list_unreached, make_probes, run_probes
+    from relay.check import ConfigFinding, examine_database, list_findings, list_unreached, make_probes, run_probes
 
     path, file, database = config_path(), None, None
     replies: list[Reply] = []
@@ -85,7 +85,7 @@ def check(
         found = [ConfigFinding(str(path), int(line[1]) if line else None, "", text, "mistake")]
     else:
         found = list_findings(file, path)
-        database, of_database = database_of(file, online=online)
+        database, of_database = examine_database(file, online=online)
         found += [each for each in of_database if each not in found]
         if online and (questions := make_probes(file.sound)):
             with bar("connecting", len(questions)) as report:
@@ -131,7 +131,7 @@ def _list_check_lines(
         counts = [format_count(len(file.source.tree.get(section, {})), word) for section, word in _SECTIONS]
         yield Text(visible(f"{path}: {', '.join(counts)}"))
         retention = file.sound.retention
-        ages = [f"{kind} {retention.age_of(kind).shown}" for kind in ("payloads", "events", "attempts", "rejected")]
+        ages = [f"{kind} {retention.get_age(kind).shown}" for kind in ("payloads", "events", "attempts", "rejected")]
         yield Text(f"retention: {', '.join(ages)}")
     if database is not None and database.url:
         state = "not contacted; use --online" if database.state == "not asked" else database.state
@@ -183,12 +183,12 @@ def doctor(
         }
         put_json(document)
     else:
-        put(*lines_of(results, width=terminal_width()))
+        put(*format_results(results, width=terminal_width()))
     if exclude_information(results):
         raise typer.Exit(FINDING)
 
 
-def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iterator[Text]:
+def format_results(results: Sequence[ExaminationResult], *, width: int | None) -> Iterator[Text]:
     """Yield the lines of the report, critical findings first. Without a width, lines are not wrapped."""
     found = sorted(
         (each for result in results for each in result.findings), key=lambda one: [*_STYLES].index(one.level)
@@ -286,7 +286,7 @@ def describe_event(
         config: the current configuration.
         now: reference for relative times.
         width: cells of a line; None: lines are not wrapped.
-        is_past: `event` is a past state, so there is no next step.
+        is_past: True if `event` is a past state, so the report has no next step.
     """
     if is_past:
         yield Text(f"as it was at {rfc3339(now, 'milliseconds')}")
@@ -302,7 +302,7 @@ def describe_event(
         state = delivery["state"] if told is None else told.state
         yield Text()
         text = f"{visible(delivery['route'])}: {visible(state)}"
-        yield from hang("route ", text, width, style_of(state), label_style="bold")
+        yield from hang("route ", text, width, choose_style(state), label_style="bold")
         yield from _align(_past_route(event, delivery, now) if told is None else _route(told), width)
 
 
@@ -354,6 +354,8 @@ def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
         for call in fact.calls:
             took = format_duration(call.milliseconds / 1000)
             yield ("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
+            if call.request is not None:
+                yield ("", f"    sent {visible(' '.join(call.request.split()))}")
             said = visible(" ".join((call.error or call.excerpt or "").split()))
             if said and said not in fact.says:
                 yield ("", f"    {said}")

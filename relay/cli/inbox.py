@@ -41,9 +41,9 @@ def serve(
       inbox serve --bind 0.0.0.0:8080 --workers 4
     """
     from inbox.loader.load import load_file
-    from inbox.receiver.app import endpoints_of
+    from inbox.receiver.app import make_endpoints
 
-    load_file().make(endpoints_of)  # report mistakes before gunicorn prints its own lines
+    load_file().make(make_endpoints)  # report mistakes before gunicorn prints its own lines
     become_gunicorn("inbox.gunicorn_settings", bind, workers)
 
 

@@ -17,6 +17,7 @@ from relay.cli.options import as_command, open_database, option, parse_entity, r
 from relay.cli.output import (
     FINDING,
     fail,
+    make_title,
     put,
     put_json,
     say,
@@ -24,7 +25,6 @@ from relay.cli.output import (
     show_fields,
     table,
     terminal_width,
-    title_of,
 )
 from relay.operations.asks import Rejections, Selection
 from relay.words import describe_state, format_count, format_relative, format_time_of_day, put_in_words
@@ -79,7 +79,7 @@ class ListCommand(msgspec.Struct, frozen=True):
         every = self.columns.split()
         if wanted is None:
             return every
-        known = {title_of(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
+        known = {make_title(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
         asked = [name.strip().replace(" ", "_") for name in wanted.split(",")]
         for name in asked:
             require_known("column", name, known)
@@ -172,7 +172,7 @@ def _show_groups(page: RowPage, given: Mapping[str, Any], most: int, width: int,
 def _explain(
     page: RowPage, listing: AnyListing, given: Mapping[str, Any], engine: Engine, now: datetime
 ) -> Iterator[str]:
-    """Yield a hint about an unknown id of a sender or a cause, and how far a search in payloads looked."""
+    """Yield hints about an unknown sender's id or a cause, and about the extent of a search in payloads."""
     from inbox.db.listing import read_page
     from relay.cli.dead import MOST_GROUPED, suggest_exhausted
     from relay.filters import suggest_sender_id
@@ -207,9 +207,9 @@ def _read_conditions(
 
 
 def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool) -> None:
-    from inbox.db.reads import row_of
+    from inbox.db.reads import read_row
 
-    row = row_of(engine, of, number)
+    row = read_row(engine, of, number)
     if row is None:
         fail(f"there is no {noun} {number}", FINDING)
     if not is_table:
@@ -383,7 +383,7 @@ def follow_rows(
         config, database = open_database()
         wanted = _read_conditions(listing.name, given, config, database.engine, SystemClock().now())
         for feed, row in follow(database.engine, _feeds(listing.name, wanted), since, ends=end):
-            named = {"kind": feed.name, **row}  # a fact has a kind of its own
+            named = {"kind": feed.name, **row}  # a fact has its own kind
             if not admits(wanted, named):
                 continue
             if as_ndjson:
@@ -397,7 +397,7 @@ def follow_rows(
 
 
 def _feeds(listing: Filtered, wanted: Mapping[str, Any]) -> list[Feed]:
-    """Return the feeds that can have rows matching the conditions."""
+    """Return the feeds whose rows can match the conditions."""
     from inbox.db.following import ARRIVALS, REJECTIONS
     from relay.store.reads import OUTCOMES
 
@@ -413,7 +413,7 @@ def follow(
 ) -> Iterator[tuple[Feed, Row]]:
     """Yield each new row of the feeds once, forever; with `ends`, only the existing rows.
 
-    When the database goes away, it reports that once, waits, and continues where it was.
+    If the database goes away, it reports that once, waits, and continues from the last row.
     """
     from inbox.db.following import begin
 
@@ -437,8 +437,8 @@ def follow(
 
 
 def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[Feed, Row]], str]:
-    """Return a page of each feed, and the error of a database that does not answer. No row is read twice."""
-    from inbox.db.dialect import failure_of, trouble_text
+    """Return a page of each feed, and the error if the database does not respond. Rows are never read twice."""
+    from inbox.db.dialect import classify_failure, trouble_text
 
     rows: list[tuple[Feed, Row]] = []
     try:
@@ -446,14 +446,14 @@ def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[F
             for follower in followers:
                 rows += ((follower.feed, row) for row in follower.read(connection))
     except Exception as error:
-        if failure_of(error) == "fault":
+        if classify_failure(error) == "fault":
             raise
         return rows, trouble_text(error)
     return rows, ""
 
 
 def wait_for_more() -> None:
-    """Pause when all rows have been read, or the database does not answer."""
+    """Pause when all rows have been read, or the database does not respond."""
     time.sleep(_LOOK_EVERY_SECONDS)
 
 

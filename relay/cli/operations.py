@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SAMPLE = 5
 _MOST_LISTED = 10_000
-"""Most rows in the JSON of a plan; its count is exact."""
+"""Maximum number of rows in the JSON of a plan; the plan's count is exact."""
 _LOOK_AGAIN_SECONDS = 0.5
 _LONGEST_REST_SECONDS = 1.0
 _INSTEAD: Mapping[str, Any] = {
@@ -48,7 +48,7 @@ _INSTEAD: Mapping[str, Any] = {
     "since": options.Since,
     "until": options.Until,
 }
-"""Options defined here because they differ from the selection's member of the same name."""
+"""Options that differ from the selection's member of the same name."""
 _OF_PROGRAMS = {"entity_type", "deliveries", "error_sha256", "until_fact"}
 """Members without an option."""
 

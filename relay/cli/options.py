@@ -176,7 +176,7 @@ def require_reason(reason: str | None, asked: msgspec.Struct | None = None) -> s
 
 
 def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
-    """Exit with 2 if a value is given and unknown; the error suggests the nearest known value."""
+    """Exit with 2 if the given value is unknown; the error suggests the nearest known value."""
     from inbox.config.mistakes import nearest
 
     names = tuple(known)
@@ -194,7 +194,7 @@ def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[st
     return entity_type or None, entity_id or None
 
 
-def database_of(config: Config) -> Database:
+def connect_database(config: Config) -> Database:
     """Connect to the configured database, and require a current schema."""
     from inbox.db import engine, migrate
     from relay.store.database import Database
@@ -209,4 +209,4 @@ def open_database() -> tuple[Config, Database]:
     from inbox.loader.load import read_config
 
     config = read_config()
-    return config, database_of(config)
+    return config, connect_database(config)

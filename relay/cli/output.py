@@ -3,8 +3,8 @@
 All output of commands goes through this module, and all values through `inbox.observe.visible`. Rich parses a string as
 markup, so values are passed as `rich.text.Text`.
 
-A listing names its columns, the important ones first, and last a text that fills the remaining width. A terminal shows as
-many columns as fit, and wraps long texts. Other outputs get one line for each row, with whole values and absolute times.
+A listing names its columns, the most important first. The last is a text that fills the remaining width. A terminal shows
+as many columns as fit, and wraps long texts. Other outputs get one line per row, with whole values and absolute times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inbox.observe.visible import visible, visible_json, visible_text
 from relay.words import format_count, format_duration, format_relative
 
 FINDING, WRONG_USE = 1, 2
-"""Exit statuses besides 0: there is a finding; the command or the configuration is wrong."""
+"""Exit statuses other than 0: a finding exists, or the command or configuration is wrong."""
 
 Row = Mapping[str, Any]
 
@@ -144,7 +144,7 @@ _BAR_AFTER_SECONDS = 1.0
 def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Show a progress bar at a terminal while a long block runs; it vanishes at the end.
 
-    Yields a function that sets the amount done, by default one more, and optionally `doing` and `total`.
+    Yields a function that sets the amount done (by default, adds one) and optionally `doing` and `total`.
     """
     terminal = console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
@@ -172,7 +172,7 @@ def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
 
 _GAP = 2
 _LEAST_TEXT = 16
-"""Fewest cells of a column whose text wraps; without that much room the column is omitted."""
+"""Minimum cells of a column whose text wraps. With less room, the column is omitted."""
 _NUMBER = re.compile(r"[\d,]+\+?")
 _STATES = frozenset({"state", "kind", "health", "change", "held"})
 _STYLES: dict[str, str] = {
@@ -187,7 +187,7 @@ _STYLES: dict[str, str] = {
 }
 
 
-def style_of(state: str) -> str:
+def choose_style(state: str) -> str:
     """Return the colour of a state: red if an operator must act, yellow if it recovers by itself, green if all is well."""
     return _STYLES.get(state, "")
 
@@ -229,7 +229,7 @@ def show_fields(row: Row) -> None:
     """Print a row with a line for each field; a body keeps its lines."""
     room = max(map(len, row)) + _GAP
     for name, value in row.items():
-        text = visible_text(str(_plain(value)), indent="") if isinstance(value, bytes) else text_of(value)
+        text = visible_text(str(_plain(value)), indent="") if isinstance(value, bytes) else format_value(value)
         first, *others = str(text).splitlines() or [""]
         put(*hang(f"{name:<{room}}", first, terminal_width(), label_style="bold"))
         put(*(line for other in others for line in hang(" " * room, other, terminal_width())))
@@ -237,7 +237,7 @@ def show_fields(row: Row) -> None:
 
 def table(rows: Sequence[Row], columns: Sequence[str], rooms: Mapping[str, int] | None = None) -> list[Text]:
     """Lay out rows below a heading, one line each, with absolute times. `rooms` has the least width of columns."""
-    cells = [[text_of(_member(row, name)) for name in columns] for row in rows]
+    cells = [[format_value(_member(row, name)) for name in columns] for row in rows]
     texts = [list(columns), *cells]
     widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
     if rooms is not None:
@@ -248,7 +248,9 @@ def table(rows: Sequence[Row], columns: Sequence[str], rooms: Mapping[str, int] 
 def fit_table(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetime) -> tuple[list[Text], int]:
     """Lay out rows in lines of at most `width`, with times relative to now; also return the number of omitted columns."""
     filled = [name for name in columns if any(_member(row, name) not in (None, "", [], {}) for row in rows)]
-    texts = {name: [title_of(name), *(text_of(_member(row, name), name, now) for row in rows)] for name in filled}
+    texts = {
+        name: [make_title(name), *(format_value(_member(row, name), name, now) for row in rows)] for name in filled
+    }
     whole = {name: max(map(cell_len, column)) for name, column in texts.items()}
     texts_that_wrap = {name for name in filled if all(isinstance(_member(row, name), str | None) for row in rows)}
     texts_that_wrap -= _STATES
@@ -256,7 +258,7 @@ def fit_table(rows: Sequence[Row], columns: Sequence[str], width: int, now: date
     rooms: dict[str, int] = {}
     left = width + _GAP
     for name in dict.fromkeys((filled[0], filled[-1], *filled)):
-        needed = max(least[name], cell_len(title_of(name))) + _GAP
+        needed = max(least[name], cell_len(make_title(name))) + _GAP
         if needed <= left or not rooms:
             rooms[name] = needed - _GAP
             left -= needed
@@ -281,14 +283,14 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequenc
             line = Text(style="" if number else "bold")
             for name, text, width, is_number in zip(columns, texts, widths, numbers, strict=True):
                 padding = " " * (width - cell_len(text))
-                style = style_of(text) if number and name in _STATES else ""
+                style = choose_style(text) if number and name in _STATES else ""
                 line.append(padding + text if is_number else text + padding, style).append(" " * _GAP)
             line.rstrip()
             drawn.append(line)
     return drawn
 
 
-def title_of(name: str) -> str:
+def make_title(name: str) -> str:
     """Return the title of a column at a terminal."""
     short = name.removeprefix("last_").removesuffix("_at").removesuffix("_seconds")
     return short.replace("_per_minute", "/min").replace("_", " ")
@@ -301,7 +303,7 @@ def _member(row: Row, name: str) -> Any:  # noqa: ANN401  # a value of any colum
     return row.get(name)
 
 
-def text_of(value: object, name: str = "", now: datetime | None = None) -> str:
+def format_value(value: object, name: str = "", now: datetime | None = None) -> str:
     """Format a value for a table, escaped and on one line; with `now`, times and durations are relative and readable."""
     if value is None:
         return ""

@@ -21,7 +21,7 @@ _TIMEOUT_SECONDS = 10
 _JSON = "application/json"
 
 
-def sample_of(source: Source, entity: tuple[str, str], event_type: str, at: datetime) -> Sample:
+def make_sample(source: Source, entity: tuple[str, str], event_type: str, at: datetime) -> Sample:
     """Make a webhook about an entity, given by type and id, in the format of the source's provider.
 
     Raises:
@@ -51,7 +51,7 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url} is not a URL of a receiver; give --url such as http://127.0.0.1:8000")
     try:
-        # urllib3 alone uses no proxy of the environment and follows no redirect: either would receive the secret
+        # urllib3 alone ignores proxies of the environment, and follows no redirect: either would receive the secret
         return urllib3.request(
             "POST",
             f"{url.rstrip('/')}/webhooks/{source.name}{path}",

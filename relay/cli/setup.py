@@ -206,7 +206,7 @@ def send(
         except OSError as error:
             fail(f"can't read {body}: {error.strerror}")
     else:
-        made = provider.sample_of(of, (entity_type or "", entity_id or ""), event, moment)
+        made = provider.make_sample(of, (entity_type or "", entity_id or ""), event, moment)
         sample = Sample(made.body, {**made.headers, **given}, made.message_id)
     reply = provider.send(of, url, sample, moment)
     answer(f"{reply.status} {reply.data.decode('utf-8', 'replace')}")

@@ -52,7 +52,7 @@ _MEANINGS = {
 
 
 def read_json_schema() -> str:
-    """Return the JSON Schema of `inbox.toml`, in which `docs/generate.py` describes the classes of `inbox.config`."""
+    """Return the JSON Schema of `inbox.toml`. `docs/generate.py` makes it from the classes of `inbox.config`."""
     return files("inbox.config").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible_line
-from relay.cli.options import AsJson, database_of
+from relay.cli.options import AsJson, connect_database
 from relay.cli.output import (
     FINDING,
     Row,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from relay.store.route_states import RouteState
 
 _LOOK_AGAIN_SECONDS = 3.0
-"""Least duration of a finding: during a restart, one relay ends just before the next one starts."""
+"""Minimum duration of a finding: during a restart, one relay ends just before the next one starts."""
 _MOST_ROWS = 20
 """Most rows of a section at a terminal."""
 _LEAST_WIDTH = 20
@@ -104,7 +104,7 @@ def status(
         if as_json:
             put_json(_document(overview, checked, findings))
         else:
-            put(*lines_of(overview, checked, findings, width=width))
+            put(*format_status(overview, checked, findings, width=width))
     else:
         found = _find_lasting(config, here=here)
         if as_json:
@@ -126,7 +126,7 @@ def _look(config: Config) -> tuple[Overview, Sequence[Finding], Sequence[Finding
     from relay.findings import list_findings, read_stuck
     from relay.store.overview import read_overview
 
-    database = database_of(config)
+    database = connect_database(config)
     try:
         seen, found = read_overview(database, policies(config)), read_stuck(database)
     finally:
@@ -135,17 +135,17 @@ def _look(config: Config) -> tuple[Overview, Sequence[Finding], Sequence[Finding
 
 
 def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding]) -> dict[str, Any]:
-    from relay.findings import state_of
+    from relay.findings import get_route_state
 
     whole: dict[str, Any] = msgspec.to_builtins(seen)
     for route, each in zip(seen.routes, whole["routes"], strict=True):
-        each["state"] = state_of(route, checked)
-    following = [{"text": each.sentence, "command": each.remedy} for each in next_of(findings)]
+        each["state"] = get_route_state(route, checked)
+    following = [{"text": each.sentence, "command": each.remedy} for each in list_next(findings)]
     return {**whole, "findings": msgspec.to_builtins(checked), "next": following}
 
 
 def _watch(config: Config, every: float, width: int | None) -> None:
-    """Show the status until Ctrl-C, at a terminal in place. The database may go away and come back."""
+    """Show the status until Ctrl-C, in place at a terminal. The database may go away and come back."""
     from rich.console import Group
     from rich.live import Live
     from sqlalchemy.exc import DBAPIError
@@ -157,7 +157,7 @@ def _watch(config: Config, every: float, width: int | None) -> None:
     with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
         while True:
             try:
-                lines = [*lines_of(*_look(config), width=width)]
+                lines = [*format_status(*_look(config), width=width)]
             except DBAPIError as error:
                 lines = [Text(visible_line(f"the database: {trouble_text(error)}"), "red")]
             if live is None:
@@ -176,7 +176,7 @@ def _find_lasting(config: Config, *, here: bool) -> list[Finding]:
 
     host = socket.gethostname() if here else None
     try:
-        database = database_of(config)
+        database = connect_database(config)
         found = read_stuck(database, host=host)
         if found:
             time.sleep(_LOOK_AGAIN_SECONDS)
@@ -190,12 +190,12 @@ def _find_lasting(config: Config, *, here: bool) -> list[Finding]:
 # --- output
 
 
-def next_of(findings: Sequence[Finding]) -> list[Finding]:
+def list_next(findings: Sequence[Finding]) -> list[Finding]:
     """Return the findings with a remedy other than `relay status`."""
     return [each for each in findings if each.remedy not in {"", "relay status"}][:_MOST_ROWS]
 
 
-def lines_of(
+def format_status(
     seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding], *, width: int | None
 ) -> Iterator[Text]:
     """Yield the lines of all sections. Without a width, lines are not wrapped and times are absolute."""
@@ -219,7 +219,7 @@ def lines_of(
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
     yield from _section("Sweeps", sweeps, seen, width)
     yield from _section("Retention", [_retention(seen)] if seen.retention else [], seen, width)
-    following = next_of(findings)
+    following = list_next(findings)
     yield from (Text(), Text("Next", "bold")) if following else ()
     for each in following:
         yield from hang("  ", visible_line(each.sentence), width)
@@ -227,7 +227,7 @@ def lines_of(
 
 
 def _retention(seen: Overview) -> str:
-    """Describe the kinds that are behind or have errors, or else the progress of each."""
+    """Describe the kinds that are behind or have errors, or otherwise the progress of each kind."""
     behind = [
         f"behind with {row['kind']} by {format_duration(row['behind_seconds'])}"
         for row in seen.retention
@@ -255,10 +255,10 @@ def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 
 def _route(route: RouteState, findings: Sequence[Finding], width: int | None) -> Row:
-    """Return the row of a route; at a terminal without zeros, so that empty columns are omitted."""
-    from relay.findings import state_of
+    """Return the row of a route. At a terminal, leave out zeros so that empty columns are omitted."""
+    from relay.findings import get_route_state
 
-    row = asdict(route) | {"state": state_of(route, findings)}
+    row = asdict(route) | {"state": get_route_state(route, findings)}
     early = {*route.at_least, *(("open",) if route.at_least else ())}
     for name in _COUNTS:
         more = "+" if name in early else ""

@@ -71,9 +71,9 @@ def web(
     if context.invoked_subcommand is not None:
         return
     from inbox.loader.load import load_file
-    from relay.web.app import page_of
+    from relay.web.app import make_page
 
-    load_file().make(page_of)  # report mistakes before gunicorn prints its own lines
+    load_file().make(make_page)  # report mistakes before gunicorn prints its own lines
     become_gunicorn("relay.web.gunicorn_settings", bind, 1)
 
 

@@ -25,7 +25,7 @@ class AlertSender(msgspec.Struct):
     steps: Steps
 
     def run_due(self) -> float | None:
-        """Post one due alert. Returns 0 if there was one, so that the next follows at once."""
+        """Post one due alert. Returns 0 if it posted one, so that the next follows at once."""
         return self.steps.run("send_alerts", self._post_next, None)
 
     def _post_next(self) -> float | None:
@@ -44,7 +44,7 @@ class AlertSender(msgspec.Struct):
 
 
 def post(alert: Posted, client: HttpClient, form: AlertFormat, limits: Limits) -> tuple[str | None, bool]:
-    """Post an alert. Returns the error, or None, and whether it is final: an alert that can't be worded is not retried."""
+    """Post an alert. Returns the error or None, and whether to give up: an alert that can't be worded is not retried."""
     try:
         body = json.dumps(payload(alert, form)).encode()
     except Exception as error:  # noqa: BLE001  # a bug

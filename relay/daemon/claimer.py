@@ -13,7 +13,7 @@ from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim
 from relay.store.database import ScanStarts
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from relay.store.gates import read_gates
 
 
@@ -29,7 +29,7 @@ class Claimer(msgspec.Struct):
     """True when the last claim found fewer deliveries than it asked for."""
 
     def read_gates(self) -> int:
-        """Read pauses and breakers, including those opened by other relays. Returns 0: there is nothing more to do."""
+        """Read pauses and breakers, including those opened by other relays. Returns 0, as no work is left over."""
         before, self.gates = self.gates, read_gates(self.generations.active.work)
         self.observer.on_gates_changed(before, self.gates)
         return 0
@@ -65,13 +65,13 @@ class Claimer(msgspec.Struct):
         return claim.find_due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _select_admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
-        """Return the routes that the gates admit, except locked ones, where an older event may not be in place yet."""
+        """Return the routes that the gates admit, except resting ones, where an older event may not be sequenced yet."""
         active = self.generations.active
-        resting = active.work.locked_routes.to_skip()
+        resting = active.work.locked_routes.list_resting()
         return [route for route in active.select_admitted(self.gates, routes, admission) if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
-        self.leases.trust(map(claim_of, claimed), asked_at)
+        self.leases.trust(map(lease_key_of, claimed), asked_at)
         for delivery in claimed:
             self.generations.active.submit(delivery)
         return len(claimed)

@@ -1,6 +1,6 @@
 """Gauges of all relays together, read from the database every 15 s, and the meters of this process.
 
-Scrapes do not query the database. A thread reads backlog, alerts, clock and disk, less often if that is slow.
+Scrapes do not query the database. A thread reads backlog, alerts, clock and disk; slow readings are made less often.
 `relay.observe` counts events.
 """
 
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import classify_failure
 from inbox.events.states import OPEN_STATES
 from inbox.observe import metrics
 from inbox.observe.metrics import OFF, Meters
@@ -28,7 +28,7 @@ from relay.store.database import Database
 
 READ_EVERY_SECONDS = 15.0
 _SHARE_OF_TIME = 1 / 30
-"""The largest share of time for reading: with a million open deliveries, one reading scans a million rows."""
+"""The largest share of time spent on readings. With a million open deliveries, one reading scans a million rows."""
 
 
 def make_meters(config: Config) -> Meters:
@@ -60,7 +60,7 @@ class Gauges:
     def __init__(
         self, database: Database, observer: Observer, config: Config, exporter: ExporterProcess | None = None
     ) -> None:
-        """Restart the `exporter` with each reading if it has ended."""
+        """Prepare the readings. Each round of them restarts the `exporter` if that has ended."""
         self._database = database
         self._observer = observer
         self._put = observer.meters.put
@@ -79,7 +79,7 @@ class Gauges:
                 read()
             except SQLAlchemyError as error:
                 self._observer.on_database_trouble(f"reading gauges: {read.__name__}", error)
-                if failure_of(error) == "unreachable":  # the other readings would time out, too
+                if classify_failure(error) == "unreachable":  # the other readings would time out too
                     break
             except Exception as error:  # noqa: BLE001  # the other gauges are still read
                 self._observer.log("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")
@@ -97,12 +97,12 @@ class Gauges:
         self._put(metrics.LOOKED, self._now().timestamp())
 
     def alerts(self) -> None:
-        """Publish the newest alert of each subject, recovered ones too: another relay may have published the firing."""
+        """Publish the newest alert of each subject, even a recovered one: another relay may have published its firing."""
         for row in alerts.read_newest(self._database):
             self._put(metrics.ALERT_FIRING, float(row["firing"]), row["kind"], row["subject"])
 
     def clock(self) -> None:
-        """Publish the skew between the clocks of this host and of the database, corrected by half the round trip."""
+        """Publish the clock skew between this host and the database, corrected by half the round trip."""
         with self._database.read() as transaction:
             before = self._now()
             there = transaction.now()

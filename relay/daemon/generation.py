@@ -26,7 +26,7 @@ from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.http.target import prepare as prepare_target
 from relay.store.claim import MOST_BYTES, FreeCapacity
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import compile_sweeps
@@ -94,16 +94,16 @@ class WorkerPool:
 
     @property
     def capacity(self) -> int:
-        """The number of deliveries it can still take."""
+        """The number of deliveries the pool can still take."""
         return self._size * PREFETCH - self.in_hand
 
     @property
     def wants_more(self) -> bool:
-        """True when it can take one delivery per thread: few large claims cost less than many small ones."""
+        """True when the pool can take one delivery per thread: few large claims cost less than many small ones."""
         return self.capacity >= self._size
 
     def take_turn(self) -> list[str]:
-        """Return its routes, rotated by one each time so that every route gets its turn."""
+        """Return the pool's routes, rotated by one at each call so that every route gets its turn."""
         self._routes.rotate(-1)
         return list(self._routes)
 
@@ -192,7 +192,7 @@ def prepare(config: Config) -> PreparedConfig:
     """Compile the destinations, alert client and sweeps of a configuration, and read their secrets.
 
     Raises:
-        ConfigError: a destination, the alerts' url or a sweep can't be used. The text has a line for each mistake.
+        ConfigError: a destination, the alerts' url or a sweep can't be used. The text has one line per mistake.
     """
     parts: dict[str, Callable[[], Any]] = {
         "deliverers": partial(build, config),
@@ -258,7 +258,7 @@ class Generation:
 
     @property
     def in_hand(self) -> int:
-        """The number of deliveries in its pools, started or not."""
+        """The number of deliveries in the pools, started or not."""
         return sum(pool.in_hand for pool in self._pools)
 
     @property
@@ -267,7 +267,7 @@ class Generation:
         return sum(pool.suspects for pool in self._pools)
 
     def list_free_capacity(self) -> list[FreeCapacity]:
-        """List the free capacity of each pool that wants more, starting with another pool each time."""
+        """List the free capacity of each pool that wants more, starting with a different pool at each call."""
         self._pools.rotate(-1)
         share = MOST_BYTES // max(len(self._pools), 1)
         rooms = [
@@ -300,7 +300,7 @@ class Generations:
 
     def __init__(
         self,
-        first: PreparedConfig,
+        initial: PreparedConfig,
         work: Work,
         *,
         leases: Leases,
@@ -311,11 +311,11 @@ class Generations:
     ) -> None:
         def context_of(delivery: Delivery) -> Context:
             span = begin_attempt(tracer, delivery) if tracer.is_on else None
-            return Context(partial(leases.trusts_until, claim_of(delivery)), stop, now, span)
+            return Context(partial(leases.trusts_until, lease_key_of(delivery)), stop, now, span)
 
         self._start = partial(Generation, work=work, context_of=context_of, put=events.put)
         self._draining: list[Generation] = []
-        self.active = self._start(first)
+        self.active = self._start(initial)
 
     def activate(self, new: PreparedConfig) -> list[Delivery]:
         """Start a new generation; the previous one finishes its calls. Returns the unstarted deliveries."""
@@ -333,7 +333,7 @@ class Generations:
         self._draining = [generation for generation in self._draining if generation.in_hand]
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all generations."""
         for generation in (self.active, *self._draining):
             generation.close()
 

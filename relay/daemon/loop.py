@@ -33,7 +33,7 @@ from relay.steps import Repeated, Steps, run_beside
 from relay.store import alerts, duplicates, leases, nodes, record, sequence
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database, ScanStarts
-from relay.store.deliveries import Claimed, claim_of
+from relay.store.deliveries import LeaseKey, lease_key_of
 from relay.store.leases import DatabaseClock
 from relay.store.operator import execution
 from relay.store.retention import LeasedPruner
@@ -43,11 +43,11 @@ from relay.sweep.scheduler import Sweeper
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 EVERY_SECONDS = 1.0
-"""Interval for reading changes by others: a pause stops all relays within about a second."""
+"""Interval for reading changes made by operators and other relays: a pause stops all relays within about a second."""
 WATCH_EVERY_SECONDS = 15.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 CUT_SECONDS = 1.0
-"""Time for calls to return after they are cut; the watchdog needs a twentieth of it."""
+"""Seconds to wait for cut calls to return; `relay.http.guard.Watchdog` ends them within a twentieth of that time."""
 
 
 class Relay:
@@ -75,12 +75,12 @@ class Relay:
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._described: Policies | None = None
         """The policies whose routes are stored in `relay_node`."""
-        self._unrecorded: dict[Claimed, FinishedAttempt] = {}
-        self._to_give_back: list[Claimed] = []
-        """Claims to give back: unstarted, or cut before anything was sent."""
+        self._unrecorded: dict[LeaseKey, FinishedAttempt] = {}
+        self._to_give_back: list[LeaseKey] = []
+        """Claims to give back: unstarted, or cut before any request was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_woken = False
-        """True while a wake-up is queued: one is enough."""
+        """True while a wake-up is queued; a second one would add nothing."""
         self._is_idle = False
         """True when the last wait brought no result."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
@@ -99,7 +99,7 @@ class Relay:
         self._pruner = Pruner(lambda: self._work, LeasedPruner(database, self.node, stop.wait), stop, observer, steps)
         self._alert_sender = AlertSender(self._generations, Limits(lambda: float("inf"), stop, now), observer, steps)
         self._listener = Listener(database.engine, self.wake, stop, observer)
-        self._beside: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
         """The threads beside the loop, which end after a stop."""
         self._table = self._list_steps()
         """The steps of a round, in order."""
@@ -109,14 +109,14 @@ class Relay:
             Repeated("give_back", 0, self._give_back),
             Repeated("record", 0, self._record),
             Repeated("look_at_gates", EVERY_SECONDS, self._claimer.read_gates, paces=False),
-            Repeated("reap", EVERY_SECONDS, self._reap),
+            Repeated("rescue", EVERY_SECONDS, self._rescue),
             Repeated("judge_duplicates", EVERY_SECONDS, self._judge_duplicates),
             Repeated("look_at_conditions", WATCH_EVERY_SECONDS, self._look_at_conditions),
             Repeated("log_alerts", EVERY_SECONDS, self._log_alerts),
             Repeated("flush_throughput", FLUSH_EVERY_SECONDS, self._flush_throughput),
             Repeated("commands", EVERY_SECONDS, self._work_on_commands, paces=False),
             Repeated("sequence", 0, self._sequence, when=self._may_sequence),
-            # before the others, which would use up the rate
+            # before the ordinary claims, which would use up the rate
             Repeated("claim_suspect", EVERY_SECONDS, self._claimer.claim_suspect, when=self._may_claim_suspect),
             Repeated("claim", 0, self._claimer.claim, when=self._may_claim),
         ]
@@ -148,7 +148,7 @@ class Relay:
         """Work until stopped; with `drain`, until nothing is received, due or in flight.
 
         A bug in the loop also ends it, as gracefully as possible, and is raised. The node is then not marked as stopped, so
-        that others see a relay that died.
+        that other relays and `relay status` see a relay that died.
         """
         self._steps.retry_until_done("starting", self._describe, unless=self._stop)
         with ExitStack() as leaving:
@@ -174,7 +174,7 @@ class Relay:
         return self._generations.active.work
 
     def _run_beside(self, name: str, work: Callable[[], float | None]) -> None:
-        self._beside.append(run_beside(name, work, every=EVERY_SECONDS, stop=self._stop, observer=self._observer))
+        self._threads.append(run_beside(name, work, every=EVERY_SECONDS, stop=self._stop, observer=self._observer))
 
     def _describe(self) -> None:
         work = self._work
@@ -194,7 +194,7 @@ class Relay:
         """Run one round of all steps. Returns whether there was anything to do.
 
         Raises:
-            Exception: the database is unreachable; or recording or claiming keeps failing.
+            Exception: the database is unreachable, or recording or claiming keeps failing.
         """
         self._collect()
         done = sum(step.run(self._steps) for step in self._table)
@@ -202,7 +202,7 @@ class Relay:
         return done > 0
 
     def _may_sequence(self) -> bool:
-        """Return whether to sequence now. A large backlog waits until claims run short or the loop is idle."""
+        """Return whether to sequence now. A large backlog waits until the last claim found too little, or the loop is idle."""
         return not self._scans.is_behind or self._claimer.ran_short or self._is_idle
 
     def _may_claim(self) -> bool:
@@ -222,11 +222,11 @@ class Relay:
         match event:
             case FinishedAttempt(delivery=delivery, outcome=outcome, pool=pool) if can_be_given_back(outcome):
                 pool.release(delivery)
-                self._to_give_back.append(claim_of(delivery))
+                self._to_give_back.append(lease_key_of(delivery))
             case FinishedAttempt():
-                self._unrecorded[claim_of(event.delivery)] = event
+                self._unrecorded[lease_key_of(event.delivery)] = event
             case PreparedConfig() if not self._stop.is_set():
-                self._to_give_back += map(claim_of, self._generations.activate(event))
+                self._to_give_back += map(lease_key_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._observer.log(
                     "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
@@ -237,7 +237,7 @@ class Relay:
                 pass  # a configuration that arrives after a stop
 
     def _give_back(self) -> int:
-        """Give back unused claims. After a failure they are kept, and repeating it is harmless."""
+        """Give back unused claims. After a failure they are kept for another try, which is harmless."""
         done, number = leases.give_back(self._work, self._to_give_back)
         self._leases.forget(done)
         self._to_give_back = [one for one in self._to_give_back if one not in done]
@@ -257,33 +257,33 @@ class Relay:
                 self._forget_recorded(result)
             number += len(results)
             self._observer.on_recorded(results)
-        done = [outcome for delivery, outcome in outcomes if claim_of(delivery) not in self._unrecorded]
+        done = [outcome for delivery, outcome in outcomes if lease_key_of(delivery) not in self._unrecorded]
         if done and (recently_failing or any(isinstance(each, Failed) or asks_for_hold(each) for each in done)):
             self._claimer.read_gates()
         return number
 
     def _forget_recorded(self, result: record.Recorded) -> None:
-        key = claim_of(result.delivery)
+        key = lease_key_of(result.delivery)
         finished = self._unrecorded.pop(key)
         finished.pool.release(finished.delivery)
         self._leases.forget([key])
 
     def _sequence(self) -> int:
-        """Sequence all new deliveries before claiming; of a large backlog, a part."""
+        """Sequence all new deliveries before claiming, or one part of a large backlog."""
         done = 0
-        # If another relay has sequenced all of a full batch, scan again in the next round.
+        # 0: another relay has sequenced the whole batch; the next round scans again.
         while batch := sequence.sequence(self._work, self._scans):
             done += batch
             if not self._scans.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
                 break
         return done
 
-    def _reap(self) -> int:
+    def _rescue(self) -> int:
         self._observer.on_rescued(leases.rescue_expired(self._work, self._leases.list_trusted(), self._clock))
         return 0
 
     def _judge_duplicates(self) -> int:
-        """Judge a round of duplicates. Returns 1 if there are more to judge at once."""
+        """Judge a round of duplicates. Returns 1 if more can be judged at once."""
         rest, self._duplicates = self._duplicates, None
         judged = duplicates.judge_duplicates(self._work, rest)
         self._duplicates = judged.rest
@@ -311,7 +311,7 @@ class Relay:
         return changed
 
     def _wait(self, *, busy: bool) -> None:
-        """Wait for an event, at most for the poll: 20 ms after work, doubled after each idle round, up to 500 ms.
+        """Wait for an event, at most until the next poll: 20 ms after work, doubled after each idle round, up to 500 ms.
 
         The listener ends the wait at each commit; the poll covers missed notifications.
         """
@@ -335,7 +335,7 @@ class Relay:
     def _shut_down(self) -> None:
         """Give back unstarted deliveries; let running calls finish within the grace period, then cut them."""
         self._stop.set()
-        self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
+        self._to_give_back += map(lease_key_of, self._generations.active.withdraw_unstarted())
         self._steps.attempt("giving back", self._give_back)
         self._observer.log("stopping", node=self.node, rows=self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
@@ -346,7 +346,7 @@ class Relay:
         self._steps.attempt("writing figures", self._flush_throughput)
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
-        for thread in self._beside:
+        for thread in self._threads:
             thread.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
@@ -370,7 +370,7 @@ class Relay:
             self._leases.extend(leases.renew(self._database, held), asked_at)
 
     def _heartbeat(self) -> None:
-        """Store the steps that fail now or meet a locked route. Two threads may race; the next heartbeat corrects that."""
+        """Store the steps that fail now or meet a locked route. If two threads race, the next heartbeat corrects the row."""
         nodes.heartbeat(self._database, self.node, {**self._locked_routes.as_texts(), **self._steps.failing})
         if self._work.policies is not self._described:
             self._describe()
@@ -378,7 +378,7 @@ class Relay:
     def _alert(self, step: str, error: str) -> bool:
         """Store an alert for a failing step. Returns False if the database refuses it now."""
         try:
-            self._heartbeat()  # first: a relay that finds the alert but no failing step would end it
+            self._heartbeat()  # first: a relay that finds the alert without a failing step would end it
             alerts.alert_failing_step(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is already logged
             self._observer.on_database_trouble("alerting", second)

@@ -4,8 +4,8 @@ SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP r
 
 `Supervisor` is the parent of `relay run --processes N`: it keeps N children running. They are started with exec, as a
 bare fork would copy libpq's connections and any lock that a thread holds at that moment. The parent makes no calls and
-keeps no connection, so little can go wrong in it. Each of its orders has its own signal: a child that also gets the
-signal of a terminal or service manager doesn't mistake it for a second one. A child blocks the signals until it can
+keeps no connection, so little can go wrong in it. Each order to a child has its own signal. So a child does not count
+a signal from the terminal or service manager as a second order. A child blocks the signals until it can
 handle them. Linux stops the children of a dead parent.
 """
 
@@ -36,7 +36,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import classify_failure
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import config_path, load_file
@@ -52,7 +52,7 @@ from relay.steps import run_beside
 from relay.store.database import Database
 
 AGAIN_SECONDS = 2.0
-"""Wait between two tries of a relay that starts while its database is down."""
+"""Wait between two attempts to start while the database is down."""
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 NEEDING_RESTART = ("database.url", "database.wake_up", "metrics.relay", "logs", "traces")
 """The keys and tables that a reload can't change."""
@@ -92,14 +92,14 @@ class RunOptions(msgspec.Struct, frozen=True):
 def start(options: RunOptions) -> int:
     """Run a relay, or the supervisor of several, until it is stopped.
 
-    It waits while the database does not respond; with `drain`, that is an error.
+    It waits while the database does not respond; with `drain`, an unresponsive database is an error.
 
     Returns:
         The exit status.
 
     Raises:
         ConfigError: the configuration can't be used.
-        RuntimeError: a critical step has failed for too long; another process may do better.
+        RuntimeError: a critical step has failed for too long; a new process may succeed.
     """
     _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.parent is not None)
     observer, orders = Observer(), receive_orders(options.parent)
@@ -127,7 +127,7 @@ def start(options: RunOptions) -> int:
         observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)
         relay = Relay(database, prepared, observer=observer, grace_seconds=options.grace_seconds)
-        gc.freeze()  # as the receiver does
+        gc.freeze()  # the receiver does the same
         if observer.meters is not OFF:
             ended = threading.Event()
             gauges = Gauges(database, observer, config, exporter)
@@ -146,15 +146,15 @@ def start(options: RunOptions) -> int:
 def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patient: bool) -> bool:
     """Check the schema and the guarantees as soon as the database responds.
 
-    It keeps trying: after a power cut a relay may start before its database. A reload ordered meanwhile is put back, since
-    the configuration has already been read.
+    It keeps trying, as after a power cut a relay may start before its database. A reload ordered meanwhile is put back in
+    the queue, since the configuration has already been read.
 
     Returns:
-        False: a stop came before the database responded.
+        False if a stop came before the database responded.
 
     Raises:
         ConfigError: the database does not meet the requirements.
-        DBAPIError: it does not respond and `is_patient` is false; or it can't run the checks.
+        DBAPIError: the database does not respond and `is_patient` is false, or it can't run the checks.
     """
     is_to_reload = False
     while True:
@@ -162,7 +162,7 @@ def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patie
             migrate.require_current(connections)
             guarantees.require(connections)
         except DBAPIError as error:
-            if not is_patient or failure_of(error) == "fault":
+            if not is_patient or classify_failure(error) == "fault":
                 raise
             observer.on_database_trouble("starting", error)
         else:
@@ -204,7 +204,7 @@ def receive_orders(parent: int | None = None) -> Orders:
 
     for number in HANDLED:
         signal.signal(number, handle)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a parent blocks them while a child starts
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # the parent blocks them while it starts a child
     if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(Order.STOP.value))
         if os.getppid() != parent:  # the parent has already ended
@@ -269,7 +269,7 @@ def read_again(config: Config, observer: Observer) -> PreparedConfig | None:
 
 
 FIRST_WAIT_SECONDS = 1.0
-"""Wait between a child's unexpected exit and its restart; doubled while children keep exiting quickly."""
+"""Wait between a child's unexpected exit and its restart. It doubles while children keep exiting quickly."""
 LONGEST_WAIT_SECONDS = 30.0
 """The longest wait; a child that ran for longer did not exit quickly."""
 
@@ -299,7 +299,7 @@ class Supervisor:
                 self._exporter.ensure()
             with contextlib.suppress(queue.Empty):
                 order = self._orders.get(timeout=LOOK_SECONDS)
-                # Read before the children do, so that mistakes are logged only once.
+                # Read it here first, so that mistakes are logged once and not by every child.
                 if order is None or (order is Order.RELOAD and read_again(self._config, self._observer) is None):
                     continue
                 stopping = stopping or order is not Order.RELOAD

@@ -1,7 +1,7 @@
 """Deletes expired rows in a separate thread, so that retention does not delay deliveries.
 
-A lease in the database (`relay.store.retention`) lets one relay process prune at a time. Each kind of rows is a separate
-step: one that fails does not stop the others.
+A lease in the database (`relay.store.retention`) lets only one relay process prune at a time. Each kind of row is a
+separate step: a failure of one does not stop the others.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from inbox.db import leaves
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import retention
-from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
+from relay.store.retention import STEPS, LeasedPruner, Pruned, compute_expiry
 from relay.store.transaction import FailedAlone
 from relay.store.work import Work
 
 ROUND_SECONDS = 600.0
-"""The longest round. After it, other relays may take the lease, and the clock of retention advances."""
+"""The longest round. Afterwards, other relays may take the lease, and the clock of retention advances."""
 
 
 class Pruner(msgspec.Struct):
     """Prunes until `stop` is set. A batch takes about 100 ms and is committed on its own."""
 
     work: Callable[[], Work]
-    """Returns the active configuration, whose ages apply from the next batch on."""
+    """Returns the active configuration. A changed age applies from the next batch on."""
     pruner: LeasedPruner
     stop: threading.Event
     observer: Observer
@@ -61,18 +61,18 @@ class Pruner(msgspec.Struct):
     def _round(self, clock: datetime) -> bool:
         """Prune batches of all kinds in turn until nothing is expired or the round is over. Returns False after a stop."""
         until = steady() + ROUND_SECONDS
-        kinds: list[RetentionKind] = [kind for kind in STEPS if not self._retention.age_of(kind).is_forever]
+        kinds: list[RetentionKind] = [kind for kind in STEPS if not self._retention.get_age(kind).is_forever]
         rows, rest = Counter[RetentionKind](), kinds
         while rest and not self.stop.is_set() and steady() < until:
             rest = [kind for kind in rest if self._is_unfinished(kind, clock, rows)]
         with self.work().database.read() as transaction:
             for kind in kinds:
-                behind = retention.state_of(transaction, kind).behind_seconds
+                behind = retention.read_kind_state(transaction, kind).behind_seconds
                 self.observer.on_pruned(kind, rows[kind], behind)
         return not self.stop.is_set()
 
     def _prepare(self) -> None:
-        """Create the partition for the next payloads."""
+        """Create the partition that the next payloads need."""
         age = self._retention.payloads
         with self.work().database.write() as transaction:
             leaves.prepare(transaction.connection, None if age.is_forever else timedelta(seconds=float(age)))
@@ -81,7 +81,7 @@ class Pruner(msgspec.Struct):
         """Prune a batch of a kind, and count its rows. Returns whether there is more to do at once."""
         if self.stop.is_set():
             return False
-        batch = partial(self.pruner.prune_batch, kind, expiry_of(self._retention, kind, clock))
+        batch = partial(self.pruner.prune_batch, kind, compute_expiry(self._retention, kind, clock))
         pruned = self.steps.run("prune", batch, None, subject=kind) or Pruned()
         rows[kind] += pruned.rows
         if pruned.error is not None:

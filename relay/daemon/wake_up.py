@@ -3,8 +3,8 @@
 On Postgres it listens for the receivers' notifications (`inbox.db.link`); on SQLite it checks whether the file has
 changed. The loop polls all the same, so nothing depends on a wake-up: without one, a delivery begins half a second later.
 
-After a quiet minute it reconnects, as a broken connection may stay silent without an error. Behind a pooler in
-transaction mode the loop doesn't start it.
+After a quiet minute the listener reconnects, as a broken connection may stay silent without an error. Behind a pooler
+in transaction mode the loop does not start a listener.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REST_SECONDS = 0.005
 """Minimum time between two wake-ups: many receivers cause at most 200 scans a second."""
 LOOK_SECONDS = 0.02
-"""Interval for checking a SQLite file, which takes less than 0.6 % of a processor."""
+"""Interval for checking a SQLite file. The checks take less than 0.6 % of a processor."""
 QUIET_SECONDS = 60.0
 """Time without a notification after which the listener reconnects."""
 STOPS_WITHIN_SECONDS = 0.5
@@ -52,7 +52,7 @@ class Listener(msgspec.Struct):
         """Listen until `stop` is set or the connection fails. Returns the seconds until the next try, doubled each time."""
         try:
             (self._listen if self.engine.dialect.name == POSTGRES else self._watch)()
-        except Exception as error:  # noqa: BLE001  # the relay polls without it
+        except Exception as error:  # noqa: BLE001  # without the listener, the relay still polls
             if not self.wait and not self.stop.is_set():
                 self.observer.log("hears_nothing", error=error_text(error))
             self.wait = min(self.wait * 2 or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
@@ -77,7 +77,7 @@ class Listener(msgspec.Struct):
         """Wake the loop at each notification, on a separate connection, until none has come for `QUIET_SECONDS`."""
         checked_out = self.engine.raw_connection()
         driver = cast("psycopg.Connection", checked_out.driver_connection)
-        checked_out.detach()  # the pool opens another instead
+        checked_out.detach()  # the pool opens another connection in its place
         with closing(driver):
             driver.autocommit = True
             (channel,) = driver.execute(f"SELECT {CHANNEL}".encode()).fetchone() or ("",)

@@ -25,7 +25,7 @@ _OF_A_URL = "/:?#[]@!$&'()*+,;=%"
 
 
 def escape_text(value: str) -> str:
-    """Escape a value as one line without markup. Slack may still link a URL in it; that link shows its target."""
+    """Escape a value as one line without markup. Slack may still link a URL in it; such a link shows its target."""
     text = visible_line(_BREAKS.sub(" ", value))
     text = _MENTION.sub(f"@{_JOINER}", text).replace("](", f"]{_JOINER}(").replace("`", "\u02cb")
     return _entities(text)
@@ -106,7 +106,7 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """An alert to post. `at` is UTC."""
+    """An alert to post; `at` is in UTC."""
 
     id: int
     at: datetime
@@ -145,14 +145,14 @@ def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
 
 
 def list_breaker_alerts(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
-    """Yield alerts for changed breakers. A breaker that reopens after a probe has not changed."""
+    """Yield alerts for changed breakers. A breaker that a failed probe reopens has not changed."""
     for key, breaker in after.items():
         was, now = _fires(before.get(key, Breaker())), _fires(breaker)
         if was == now:
             continue
         if now is not None:
             yield Alert(now, " ".join(key), firing=True, detail={"cause": breaker.cause})
-        else:  # a breaker that was open before it was retired has fired twice
+        else:  # a breaker that opened before it was retired has fired two alerts
             yield from (Alert(kind, " ".join(key), firing=False) for kind in _OF_BREAKERS)
 
 

@@ -1,4 +1,4 @@
-"""Facts: the rows of `delivery_log`, a frozen class for each thing that can happen to a delivery.
+"""Facts: the rows of `delivery_log`, with a frozen class for each thing that can happen to a delivery.
 
 Only a fact ends an attempt or a delivery; leases and places in a lane change without one. `relay.delivery.lifecycle`
 defines the effect of each fact.
@@ -26,7 +26,7 @@ class DeliveredFact(Fact, frozen=True, tag="delivered"):
     fetch_began_at: datetime | None = None
     """Start of the fetch; UTC."""
     last_modified: datetime | None = None
-    """The source's own time of the state that was applied; UTC."""
+    """The source's own modification time of the applied state; UTC."""
     applied_hash: str | None = None
     """SHA-256 of the sent data, in hex."""
     stale_suspected: bool = False
@@ -34,7 +34,7 @@ class DeliveredFact(Fact, frozen=True, tag="delivered"):
 
 
 class Superseded(Fact, frozen=True, tag="superseded"):
-    """Another event of the lane covers this one. Terminal."""
+    """Another event of the lane covers the event of this delivery. Terminal."""
 
     by: int
     """The other event's seq."""
@@ -44,12 +44,12 @@ class Superseded(Fact, frozen=True, tag="superseded"):
 
 
 class Cancelled(Fact, frozen=True, tag="cancelled"):
-    """An operator ended it. Terminal."""
+    """An operator ended the delivery. Terminal."""
 
     who: str
     why: str
     command: int | None = None
-    """Its number in `relay_command`."""
+    """Number of the command in `relay_command`."""
 
 
 class AttemptFailed(Fact, frozen=True, tag="attempt_failed"):
@@ -72,7 +72,7 @@ class Abandoned(Fact, frozen=True, tag="abandoned"):
 
 
 class TookOver(Fact, frozen=True, tag="took_over"):
-    """It replaced an older event of its lane during retries, and continues with its attempts."""
+    """The delivery replaced an older one of its lane that was being retried, and continues the older one's attempts."""
 
     of: int
     """The older event's seq."""
@@ -91,14 +91,14 @@ class Rescheduled(Fact, frozen=True, tag="rescheduled"):
     """The operator."""
     why: str | None = None
     command: int | None = None
-    """Its number in `relay_command`."""
+    """Number of the command in `relay_command`."""
 
 
 GiveUpCause = Literal[
     "exhausted",  # the schedule has no further attempt
     "crash_loop",  # three attempts in a row were abandoned
     "unrecordable",  # the outcome of its call could not be stored
-    "unprocessable",  # it could not be ordered, claimed or rescued
+    "unprocessable",  # the delivery could not be ordered, claimed or rescued
     "payload_gone",  # retention or erasure had deleted the event's headers and body
 ]
 
@@ -120,12 +120,12 @@ class Dead(Fact, frozen=True, tag="dead"):
 
 
 class Replayed(Fact, frozen=True, tag="replayed"):
-    """An operator asked for it again."""
+    """An operator started the delivery again."""
 
     who: str
     why: str
     command: int | None = None
-    """Its number in `relay_command`."""
+    """Number of the command in `relay_command`."""
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):
@@ -141,11 +141,11 @@ class Unblocked(Fact, frozen=True, tag="unblocked"):
     who: str
     why: str
     command: int | None = None
-    """Its number in `relay_command`."""
+    """Number of the command in `relay_command`."""
 
 
 class Corrected(Fact, frozen=True, tag="corrected"):
-    """The log contradicted itself; it is consistent from here on. Only `relay rebuild` writes this fact."""
+    """The log contradicted itself before this fact, and is consistent from here on. Only `relay rebuild` writes this fact."""
 
     who: str
     why: str
@@ -181,12 +181,12 @@ KINDS = tuple(str(fact.__struct_config__.tag) for fact in get_args(AnyFact))
 """Every value of `delivery_log.kind`."""
 
 
-def kind_of(fact: AnyFact) -> str:
+def get_kind(fact: AnyFact) -> str:
     """Return the value of `delivery_log.kind`."""
     return str(fact.__struct_config__.tag)
 
 
-def detail_of(fact: AnyFact) -> dict[str, Any]:
+def get_detail(fact: AnyFact) -> dict[str, Any]:
     """Return the value of `delivery_log.detail`: everything but the kind. Times stay datetimes."""
     built: dict[str, Any] = msgspec.to_builtins(fact, builtin_types=(datetime,))
     del built["kind"]

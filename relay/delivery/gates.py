@@ -1,6 +1,6 @@
 """Gates: pauses, rate limits, rate holds and circuit breakers. Pure.
 
-They are rows of `gate`, shared by all relays. A closed gate stops claims, so it delays deliveries and uses no attempt.
+They are rows of `gate`, shared by all relays. A closed gate stops claims, so it delays deliveries but uses none of their attempts.
 
 The circuit breaker of a destination or api:
 
@@ -30,7 +30,7 @@ from inbox.events.event import escape, split
 from relay.operations.asks import OneGate
 
 GateKey = tuple[str, str]
-"""kind and name of a row of `gate`."""
+"""The kind and name of a row of `gate`."""
 
 Entity = tuple[str, str, str]
 """source, type and id."""
@@ -46,7 +46,7 @@ class BreakerState(StrEnum):
 
 
 STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RETIRED})
-"""States in which a failed attempt is not the event's fault: it began before the breaker opened, or was the probe."""
+"""States in which a failed attempt is not the event's fault: the attempt began before the breaker opened, or is the probe."""
 
 Health = Literal["well", "unwell", "refused", "retired"]
 """Health of an endpoint after an attempt: it works, fails, refuses our credentials, or is gone."""
@@ -91,7 +91,7 @@ class BreakerLimits(msgspec.Struct, frozen=True):
     """Share of failed attempts at which it opens."""
     window: float = 60.0
     open_for: float = 30.0
-    """Time until a probe. It doubles with each failed probe, up to `longest`, or to itself if that is longer."""
+    """Time until a probe. It doubles with each failed probe, up to `longest`; a value above `longest` stays as it is."""
     longest: float = 600.0
 
 
@@ -137,13 +137,13 @@ def _open(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> B
 
 
 _MOST_DOUBLINGS = 40
-"""Enough to get from a millisecond past 366 days, the longest setting; a float overflows after 1,023."""
+"""Enough doublings of a millisecond to exceed 366 days, the longest setting. A float overflows after 1,023."""
 _MOST_OPENINGS = 2**31 - 1
 """The largest value of the column `open_count`."""
 
 
 LEAST_BURST = 2
-"""Calls that may go out at once at any rate: with one, the time between two claims would be wasted."""
+"""Minimum number of calls that may go out at once. With one, the time between two claims would be wasted."""
 
 
 class RateLimit(msgspec.Struct, frozen=True):
@@ -170,7 +170,7 @@ class RateLimit(msgspec.Struct, frozen=True):
         return now + timedelta(seconds=self._ahead(used_until, now) + attempts * self.calls / self.rate)
 
     def _ahead(self, used_until: datetime | None, now: datetime) -> float:
-        """Return the seconds that are used up. More than a burst means that the clock was set back: then 0."""
+        """Return the seconds that are used up. Returns 0 if that exceeds a burst, as the clock was then set back."""
         ahead = max((used_until - now).total_seconds(), 0) if used_until else 0.0
         return ahead if ahead <= self._burst / self.rate + 1 else 0.0
 
@@ -230,7 +230,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """A snapshot of the gates; one that is not in it is open.
+    """A snapshot of the gates. A gate without an entry is open.
 
     Paused entities may be many, so the SQL of each claim skips their deliveries instead.
     """
@@ -242,7 +242,7 @@ class Gates(msgspec.Struct, frozen=True):
     """Rate holds, including expired ones."""
 
     def admit(self, through: Iterable[GateKey]) -> Admission:
-        """Return which claims are permitted on a route with these gates."""
+        """Return which claims are permitted on a route that passes the gates in `through`."""
         keys = list(through)
         if any(key in self.paused or self.holds(key) for key in keys):
             return "none"
@@ -273,7 +273,7 @@ def make_entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
     return ("entity", "|".join(map(escape, (source, entity_type, entity_id))))
 
 
-def entity_of(name: str) -> Entity | None:
+def parse_entity_key(name: str) -> Entity | None:
     """Return the entity whose gate has this name; None if it is not an entity's gate."""
     parts = split(name)
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
@@ -281,13 +281,13 @@ def entity_of(name: str) -> Entity | None:
 
 def format_gate(kind: str, name: str) -> str:
     """Return a gate in words, such as `destination crm`, or `trivore USER/u1` for an entity."""
-    entity = entity_of(name) if kind == "entity" else None
+    entity = parse_entity_key(name) if kind == "entity" else None
     return f"{kind} {name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
 
 def format_resume_command(kind: str, name: str, act: str = "resume") -> str:
     """Return the command that applies `act` to a gate or its deliveries."""
-    entity = entity_of(name) if kind == "entity" else None
+    entity = parse_entity_key(name) if kind == "entity" else None
     if entity is None:
         return shlex.join(["relay", act, f"--{kind}", name])
     source, entity_type, entity_id = entity

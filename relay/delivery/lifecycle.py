@@ -1,19 +1,20 @@
 """The states of a delivery and every transition between them.
 
-Only this file changes states, except for CLAIMED and GIVEN_BACK, which `relay.store.claim` and `relay.store.leases` make
-in SQL.
+Only this file changes states, with three exceptions in SQL: `relay.store.claim` makes CLAIMED, `relay.store.leases`
+makes GIVEN_BACK, and `relay.store.rebuild` makes repairs.
 
-1. A delivery changes only by a *step*. `TRANSITIONS` alone defines the effect of a step in a state. A step without an
-   entry is a bug: it raises `IllegalTransition`, and the delivery stays unchanged.
+1. A delivery changes only by a *step*. `TRANSITIONS` alone defines the effect of a step in a state, except for rule 7. A step
+   without an entry is a bug: it raises `IllegalTransition`, and the delivery stays unchanged.
 2. A step is a fact or scheduling (`SCHEDULING`). A fact is appended to `delivery_log` in the same transaction.
-   Scheduling is not logged: the facts of the lane and the leases determine its head and its worker.
+   Scheduling is not logged: it follows from the facts of the lane and the leases.
 3. Two steps that lead to the same state remain two steps: the log distinguishes them.
-4. The row of a fact stores the delivery's `Standing` after it: the last one says whether it is open, blocked, dead or
-   ended. `relay verify` checks that each row follows from the one before (`follows`), and compares `open_delivery` with
-   the last.
+4. The row of a fact stores the delivery's `Standing` after the fact. The last row says whether the delivery is open,
+   blocked, dead or ended. `relay verify` checks that each row follows from the one before (`follows`), and compares
+   `open_delivery` with the last row.
 5. A lane has at most one head (`HEADS`); the database refuses a second.
 6. A dead delivery lets its lane continue; a blocked one stops it.
-7. Only a correction leads from any state to any other, as the facts before it contradict each other.
+7. A correction, which only `relay.store.rebuild` makes, leads from any state to any other: the facts before it contradict
+   each other.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Step(StrEnum):
 
 SCHEDULING = frozenset({Step.QUEUED, Step.PROMOTED, Step.DEMOTED, Step.CLAIMED, Step.GIVEN_BACK})
 HEADS = frozenset(states.HEADS)
-TERMINAL = frozenset({Step.DELIVERED, Step.UNCHANGED, Step.SUPERSEDED, Step.SKIPPED, Step.CANCELLED})
+ENDING_STEPS = frozenset({Step.DELIVERED, Step.UNCHANGED, Step.SUPERSEDED, Step.SKIPPED, Step.CANCELLED})
 
 TRANSITIONS: dict[State, dict[Step, State]] = {
     State.RECEIVED: {
@@ -129,13 +130,13 @@ def apply_step(state: State, step: Step) -> State:
         raise IllegalTransition(f"{step} can't happen to a delivery that is {state}") from None
 
 
-def step_of(fact: AnyFact) -> Step:
+def get_step(fact: AnyFact) -> Step:
     """Return the step of a fact."""
     if isinstance(fact, facts.Dead) and not fact.counted:
         return Step.DEAD_UNATTEMPTED
     if isinstance(fact, facts.Dead) and fact.blocks_lane:
         return Step.DEAD_BLOCKING
-    return Step(facts.kind_of(fact))
+    return Step(facts.get_kind(fact))
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -170,8 +171,8 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     """The standing after each of `facts`."""
 
     @property
-    def key(self) -> tuple[datetime, int]:
-        """Sort key: the order of a lane."""
+    def position(self) -> tuple[datetime, int]:
+        """Position in the order of its lane."""
         return (self.occurred_at, self.seq)
 
     @property
@@ -191,7 +192,7 @@ def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
     return msgspec.structs.replace(delivery, state=state, due_at=due_at)
 
 
-def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery:
+def apply_fact(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery:
     """Apply `fact` to a row.
 
     Raises:
@@ -214,7 +215,7 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
             pass  # no attempt was made
         case _:
             attempt += 1
-    standing = Standing(apply_step(delivery.state, step_of(fact)), attempt, run, crashes)
+    standing = Standing(apply_step(delivery.state, get_step(fact)), attempt, run, crashes)
     return msgspec.structs.replace(
         delivery,
         state=standing.state,
@@ -229,7 +230,7 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
 
 _ONE_MORE = frozenset({"delivered", "unchanged", "skipped", "abandoned"})
 _PERHAPS_ONE_MORE = frozenset({"attempt_failed", "dead"})
-"""Kinds of facts that end an attempt. A failed one may not count."""
+"""Kinds of facts that end an attempt, which may or may not count."""
 _BEGINS_RUN = frozenset({"replayed", "rearmed"})
 
 
@@ -265,7 +266,7 @@ def follows(before: Standing | None, kind: str, then: Standing, *, may_be_pruned
 
 
 def restore(delivery: OpenDelivery, standing: Standing, due_at: datetime | None) -> OpenDelivery:
-    """Return the delivery as its last fact implies, keeping its row's state where that is consistent.
+    """Return the delivery as its last fact implies, keeping the row's state where that agrees with the fact.
 
     Args:
         delivery: the row; not one that has to stay in flight.

@@ -12,7 +12,7 @@ import msgspec
 
 from inbox.config.model import Ordering
 from relay.delivery import facts
-from relay.delivery.lifecycle import HEADS, OpenDelivery, State, Step, append, schedule
+from relay.delivery.lifecycle import HEADS, OpenDelivery, State, Step, apply_fact, schedule
 
 LanePosition = tuple[datetime, int]
 """Time and seq of an event: the sort key of a lane."""
@@ -29,8 +29,8 @@ def settle(
 
     Args:
         ordering: the ordering of the route.
-        lane: its head if it has one, and its received and waiting deliveries. Of the waiting ones `strict` needs the
-            first, and `latest` the oldest few.
+        lane: the head of the lane if it has one, and its received and waiting deliveries. `strict` needs only the first
+            waiting delivery, and `latest` the oldest few.
         now: the database's time.
         first_delay: the longest delay of a retry that a newer event takes over.
         upto: the last waiting delivery that was read, if more wait behind it. `latest` leaves later ones to the next
@@ -54,8 +54,8 @@ def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: d
 
     A head that is due later has been attempted, even if the attempt did not count.
     """
-    first = min(others, key=lambda row: row.key)
-    if head is not None and _is_untouched(head, now) and first.key < head.key:
+    first = min(others, key=lambda row: row.position)
+    if head is not None and _is_untouched(head, now) and first.position < head.position:
         settled = [schedule(head, Step.DEMOTED, now), schedule(first, Step.PROMOTED, now)]
     elif head is None:
         settled = [schedule(first, Step.PROMOTED, now)]
@@ -69,7 +69,7 @@ def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
 
 
 def has_begun(head: OpenDelivery, now: datetime) -> bool:
-    """Return whether a head keeps its place, as an attempt of it has begun: an older event would be sent after it."""
+    """Return whether a head keeps its place because its attempts have begun: an older event would be sent after it."""
     return head.state is not State.BLOCKED and not _is_untouched(head, now)
 
 
@@ -82,14 +82,14 @@ def _settle_oldest(
 ) -> list[OpenDelivery]:
     """Settle the deliveries up to `upto`, and queue the rest.
 
-    A head beyond `upto` that has not been attempted waits with the rest, as older ones are still to be superseded. An
-    attempted head keeps its place, as in `strict`: only behind an attempted head can this many older deliveries gather.
+    A head beyond `upto` that has not been attempted waits with the rest, as older deliveries must be superseded first.
+    An attempted head keeps its place, as in `strict`. Only behind such a head can this many older deliveries gather.
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)
-    later = [_queue(row, now) for row in others if row.key > upto]
-    oldest = [row for row in others if row.key <= upto]
-    if head is not None and head.key > upto and _is_untouched(head, now):
+    later = [_queue(row, now) for row in others if row.position > upto]
+    oldest = [row for row in others if row.position <= upto]
+    if head is not None and head.position > upto and _is_untouched(head, now):
         later.append(schedule(head, Step.DEMOTED, now))
         head = None
     return [*later, *_settle_latest(head, oldest, now, first_delay)]
@@ -100,17 +100,17 @@ def _settle_latest(
 ) -> list[OpenDelivery]:
     """Promote the newest, which covers the others. A head in flight may have fetched already, so it covers none."""
     if head is not None and head.state is not State.READY:
-        newest = max(others, key=lambda row: row.key)
+        newest = max(others, key=lambda row: row.position)
         return [head, _queue(newest, now), *_supersede(others, newest, now)]
     candidates = others if head is None else [head, *others]
-    newest = max(candidates, key=lambda row: row.key)
+    newest = max(candidates, key=lambda row: row.position)
     folded = _supersede(candidates, newest, now)
     if newest is head:
         return [head, *folded]
     if head is not None and head.due_at is not None and (head.attempt > 0 or head.due_at > now):
         due_at = min(head.due_at, now + first_delay)
         taken = facts.TookOver(of=head.seq, attempt=head.attempt, crashes=head.crashes, due_at=due_at)
-        return [*folded, append(newest, taken, now)]
+        return [*folded, apply_fact(newest, taken, now)]
     return [*folded, schedule(newest, Step.PROMOTED, now)]
 
 
@@ -119,7 +119,7 @@ def _queue(row: OpenDelivery, now: datetime) -> OpenDelivery:
 
 
 def _supersede(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -> list[OpenDelivery]:
-    return [append(row, facts.Superseded(by=newest.seq), now) for row in rows if row is not newest]
+    return [apply_fact(row, facts.Superseded(by=newest.seq), now) for row in rows if row is not newest]
 
 
 class LastDelivered(msgspec.Struct, frozen=True):
@@ -131,26 +131,26 @@ class LastDelivered(msgspec.Struct, frozen=True):
     last_modified: datetime | None = None
 
     @property
-    def key(self) -> LanePosition:
-        """Sort key, like `OpenDelivery.key`."""
+    def position(self) -> LanePosition:
+        """Position in the order of its lane."""
         return (self.occurred_at, self.seq)
 
 
-def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
-    """Return whether the last success in a lane certainly includes the change of an event with this key.
+def covers(last: LastDelivered, position: LanePosition, skew: timedelta) -> bool:
+    """Return whether the last success in a lane certainly includes the change of an event at this position.
 
     With a fetch: the fetch began after the change, allowing for clocks that differ by `skew`; or the entity's own time is
-    at least as new. A time without a fraction may be any moment of its second: two changes in one second look the same.
+    at least as new. A time without a fraction may be any moment of its second, so two changes in one second look the same.
 
-    Without a fetch the event itself was delivered, and an older event adds nothing. An event that arrived before the last
-    success is older if its time is: had both waited, it would have been superseded. One that arrived later is certainly
-    older only if its time is earlier by more than `skew`, the difference between the clocks of the sender's hosts. Intake
+    Without a fetch the event itself was delivered, and an older event adds nothing. If the event arrived before
+    the last success, an earlier time makes it older: had both waited, it would have been superseded. If it arrived later,
+    its time must be earlier by more than `skew`, as the clocks of the sender's hosts differ. Intake
     ensures that no stored time is later than the event's arrival by more than that.
     """
-    latest_moment = key[0] + _resolution(key[0])
+    latest_moment = position[0] + _resolution(position[0])
     if last.fetch_began_at is None:
-        if key[1] < last.seq:
-            return key < last.key
+        if position[1] < last.seq:
+            return position < last.position
         return last.occurred_at > latest_moment + skew
     if last.last_modified is not None and last.last_modified >= latest_moment:
         return True

@@ -86,8 +86,8 @@ class Delivery(msgspec.Struct, frozen=True):
     def webhook_id(self) -> str:
         """The id of the event on its route, the same for every attempt, run and relay.
 
-        It has no dot, as dots separate the signed parts. It doesn't depend on `seq`: after a restore, or a failover to an
-        asynchronous standby, the database gives the same numbers to other events, and a resent event another number.
+        It has no dot, as dots separate the signed parts. It doesn't depend on `seq`. After a restore, or a failover to an
+        asynchronous standby, the database reuses numbers for other events and gives a resent event a new one.
         """
         known = json.dumps([self.source, self.dedup_key, self.route])
         return f"msg_{hashlib.sha256(known.encode()).hexdigest()[:32]}"
@@ -99,7 +99,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class RateHold(msgspec.Struct, frozen=True):
-    """A request of the other side, in the headers of a response, for no calls for some time."""
+    """A request in the headers of a response to make no calls for some time."""
 
     seconds: float
     why: str
@@ -121,7 +121,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     hold: RateHold | None = None
     """The rate hold that the response asks for."""
     request: str | None = None
-    """Of the call that failed its attempt: the beginning of the body that was sent, at most 1 KiB, redacted."""
+    """The beginning of the sent body, at most 1 KiB, redacted. Set only on the call that failed its attempt."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -234,7 +234,7 @@ HEALTH: dict[ErrorClass, Health] = {
 """Health of the last called endpoint by error class; any other response proves that it works."""
 
 OF_THE_EVENT = frozenset[ErrorClass]({"mapping", "ambiguous", "no_target", "stale"})
-"""Classes in which every call was answered as it should be, and the event alone is to blame."""
+"""Classes in which every call got a proper response, and the event alone is to blame."""
 
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Route, When
-from inbox.config.routing import kind_of_lane
+from inbox.config.routing import get_lane_kind
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import BREAKER, LONGEST_HOLD, BreakerLimits, GateKey, Health, RateLimit, Report
@@ -131,7 +131,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
     if route.api is not None:
         endpoints["api", route.api] = config.apis[route.api]
     return RoutePolicy(
-        ordering=config.ordering_of(route),
+        ordering=config.get_ordering(route),
         blocks_on_death=route.on_dead == "block",
         schedule=Schedule(route.retry),
         when=route.when,
@@ -179,7 +179,7 @@ def is_rate_held(outcome: Outcome, policy: RoutePolicy) -> bool:
 
 
 HELD_AT_MOST = 20
-"""Consecutive rate-limited attempts that do not count; then they do, as the limit may be too small for a single one."""
+"""Consecutive rate-limited attempts that do not count. Later ones do, as the limit may be too small for any attempt."""
 
 
 def decide(
@@ -206,14 +206,14 @@ def decide(
             did=outcome.did,
             calls=outcome.calls,
             late=delivery.late,
-            lane=kind_of_lane(delivery.lane),
+            lane=get_lane_kind(delivery.lane),
             fetch_began_at=outcome.fetch_began_at,
             last_modified=outcome.last_modified,
             applied_hash=None if outcome.applied_hash is None else outcome.applied_hash.hex(),
             stale_suspected=outcome.stale_suspected,
         )
     if isinstance(outcome, Unchanged) and not policy.fetches:
-        return msgspec.structs.replace(outcome, lane=kind_of_lane(delivery.lane))
+        return msgspec.structs.replace(outcome, lane=get_lane_kind(delivery.lane))
     if not isinstance(outcome, Failed):
         return outcome
     return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
@@ -228,7 +228,7 @@ def _decide_failed(
     # The gate holds it back until the hold ends or an operator resumes it. Scheduled retries would use up the attempts of
     # every event that shares the limit.
     at_once |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
-    # An open breaker determines the time of the next call; the schedule is for attempts that count.
+    # An open breaker determines the time of the next call; the schedule applies only to attempts that count.
     is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
     spared = at_once or is_held_back or rule is Rule.REFETCH
     delay: timedelta | None = timedelta(0)
@@ -282,41 +282,41 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
 
 
 def _clamp(delay: timedelta, outcome: Failed) -> timedelta:
-    """Return the delay that the destination asked for, at least our own and at most a day."""
+    """Return the delay that the destination asked for, but at least our own and at most a day."""
     if outcome.retry_after is None:
         return delay
     asked = timedelta(seconds=min(outcome.retry_after, LONGEST_RETRY_AFTER.total_seconds()))
     return max(delay, asked)
 
 
-def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
+def find_endpoint(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     """Return the endpoint that an attempt called last; None if it made no call or was cut by the relay."""
     if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
-    return endpoint_of_call(outcome.calls[-1], policy)
+    return find_called_endpoint(outcome.calls[-1], policy)
 
 
 def find_failed_endpoint(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     """Return the endpoint whose call failed the attempt. None without such a call, as when the event alone is to blame."""
     is_failure = isinstance(outcome, Failed) and outcome.error_class not in OF_THE_EVENT
-    return endpoint_of(outcome, policy) if is_failure else None
+    return find_endpoint(outcome, policy) if is_failure else None
 
 
 def list_breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
     """Turn an attempt's outcome into circuit breaker reports.
 
-    Each endpoint called before the last one works: the attempt would have stopped there otherwise.
+    Every endpoint called before the last one works; otherwise the attempt would have stopped there.
     """
-    last = endpoint_of(outcome, policy)
+    last = find_endpoint(outcome, policy)
     if last is None:
         return
-    for earlier in {endpoint_of_call(call, policy) for call in outcome.calls} - {last, None}:
+    for earlier in {find_called_endpoint(call, policy) for call in outcome.calls} - {last, None}:
         if earlier is not None:
             yield Report(earlier, "well", "")
-    yield Report(last, *health_of(outcome, policy))
+    yield Report(last, *judge_health(outcome, policy))
 
 
-def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
+def judge_health(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
     """Return the health of the endpoint that an attempt called last, and the reason."""
     if not isinstance(outcome, Failed):
         return "well", ""
@@ -330,14 +330,14 @@ def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
     return HEALTH.get(outcome.error_class, "well"), outcome.error
 
 
-def endpoint_of_call(call: Call, policy: RoutePolicy) -> GateKey | None:
+def find_called_endpoint(call: Call, policy: RoutePolicy) -> GateKey | None:
     """Return the endpoint that a call went to."""
     kind = "api" if call.step == "fetch" else "destination"
     return next((key for key in policy.breakers if key[0] == kind), None)
 
 
 class HoldRequest(msgspec.Struct, frozen=True):
-    """A request of an endpoint for no calls for some time."""
+    """A request of an endpoint to make no calls for some time."""
 
     key: GateKey
     lasts: timedelta
@@ -347,7 +347,7 @@ class HoldRequest(msgspec.Struct, frozen=True):
 def list_hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
     """Yield the hold requests in the responses to an attempt's calls, limited to `LONGEST_HOLD`."""
     for call in outcome.calls:
-        if (key := endpoint_of_call(call, policy)) and (request := read_hold_request(key, call)):
+        if (key := find_called_endpoint(call, policy)) and (request := read_hold_request(key, call)):
             yield request
 
 

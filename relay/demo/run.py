@@ -38,7 +38,7 @@ CHANGES, KILL_AFTER = 40, 25
 _PAUSE_SECONDS, _LIVE_PAUSE_SECONDS, _POLL_SECONDS = 0.3, 4.0, 0.2
 _PATIENCE_SECONDS, _GRACE_SECONDS = 90.0, 25.0
 _A_MOMENT_SECONDS = 1.1
-"""Pause before unreported changes. With times in whole seconds, a sweep could mistake one for a reported change."""
+"""Pause before unreported changes. With times in whole seconds, a sweep could mistake an unreported change for a reported one."""
 _FAIL_SHARE, _LOST_SHARE = 0.1, 0.05
 _PAGE_USER, _PAGE_PORT = "demo", 8025
 _COLUMN = 24
@@ -178,7 +178,7 @@ class Demo:
             )
 
     def _stop(self) -> None:
-        """Stop all programs with SIGTERM, and with SIGKILL the whole group of one that takes too long."""
+        """Stop all programs with SIGTERM. If one takes too long, send SIGKILL to its whole process group."""
         for child in self.children.values():
             child.terminate()
         for child in self.children.values():
@@ -281,7 +281,7 @@ def run_demo(console: Console, folder: Path | None, *, stay: bool) -> bool:
 
 
 def _judge(demo: Demo, scenario: Scenario) -> bool:
-    """Make a round of changes, kill the relay at work, and compare both services at the end."""
+    """Make a round of changes, kill the relay while it works, and compare both services at the end."""
     screen = demo.screen
     screen.say(f"the page is at {demo.page_url}: sign in as {_PAGE_USER}, password {demo.page_password}")
     demo.await_receiver()

@@ -135,7 +135,7 @@ class WebhookSender:
         """Start the thread.
 
         Args:
-            url: target of the webhooks, including queued ones when it changes; without one, none are queued.
+            url: target of the webhooks. A new target also gets the queued ones; without a target, no webhook is queued.
             headers: headers of each webhook, such as a token.
             on_webhook: called on the thread with each try and its status, or None without a response; must not raise.
             loses_answer: called after each accepted webhook; True has it sent again.
@@ -192,7 +192,7 @@ class IdentityService(_Service):
         super().__init__(*_DEFAULTS)
         self.webhooks = webhooks
         self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
-        self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
+        self._lock = threading.Lock()  # held while a webhook is queued, so that webhooks keep the order of the changes
         self._process, self._counter = secrets.token_hex(5), itertools.count()
 
     def create(self, entity_type: str, body: Document) -> Document:

@@ -25,15 +25,15 @@ KINDS: Mapping[type[Limited], Callable[[Route, Any, Clients], Deliverer]] = {
     SlackDestination: forward.build_slack,
     SyncDestination: sync.build,
 }
-"""Factory of a route's deliverer by the class of its destination's table.
+"""Factories of deliverers, by the class of the destination's table.
 
-The class derives from `Downstream` if the kind uses HTTP: `relay.delivery.policy` reads its `outcomes`, and the client its
-other settings.
+The class derives from `Downstream` if the kind uses HTTP: `relay.delivery.policy` reads its `outcomes`, and the client
+reads its other settings.
 """
 
 
 def build(config: Config) -> dict[str, Deliverer]:
-    """Make the deliverer of every route by its name. Each call reads the secrets again.
+    """Make the deliverers of all routes, by route name. Each call reads the secrets again.
 
     Raises:
         ConfigError: an endpoint, a secret, a template or an expression is unusable. The text has a line for each mistake.

@@ -21,7 +21,7 @@ from relay.http.client import HttpClient, Limits, TokenClient
 from relay.http.target import prepare
 
 Context = Limits
-"""The bounds of an attempt: `lease` (trusted until then, by `inbox.clock.steady`), `stop` (set for shutdown) and `now`."""
+"""The bounds of an attempt: `lease` (trusted until that instant of `inbox.clock.steady`), `stop` (set at shutdown), `now`."""
 
 
 def without_lease() -> Context:
@@ -45,7 +45,7 @@ class Clients:
     """The HTTP clients of a configuration: one for each api and destination, shared by its routes."""
 
     def __init__(self, config: Config, wrap: Callable[[HttpClient], HttpClient] = lambda made: made) -> None:
-        """Prepare without making a client; `wrap` can replace each client."""
+        """Make no client yet; `wrap` can replace each client that is made later."""
         self.config = config
         self.made: dict[str, HttpClient] = {}
         """The clients made so far, by the keys of their tables."""
@@ -92,9 +92,7 @@ class Clients:
                 name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}") for name in names
             }
             checks["url"] = target
-            if (
-                endpoint.ca_file is None and endpoint.cert_file is None
-            ):  # otherwise its mistakes would be reported twice
+            if endpoint.ca_file is None and endpoint.cert_file is None:  # otherwise its errors would be reported twice
                 checks["token_url"] = tokens
             revealed = collect_config_errors(checks)
             own = [revealed[name] for name in names]

@@ -1,8 +1,8 @@
-"""Forward sends the original body unchanged to a URL, signed as Standard Webhooks 1.0.0. Slack posts a message.
+"""Two destinations: forward sends the original body unchanged, signed as Standard Webhooks 1.0.0; Slack posts a message.
 
 Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`, and the errors: 400
-`invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`). The
-statuses have their usual meaning, so the error texts are only logged.
+`invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`). Each
+status has its usual meaning, so the error texts are only logged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from inbox.config.model import ForwardDestination, Route, SlackDestination
 from inbox.errors import BodyErased, ConfigError, MappingError, collect_config_errors
 from inbox.sources.presets.standard_webhooks import signature
-from inbox.sources.signing import Message, key_of, sign
+from inbox.sources.signing import Message, decode_key, sign
 from relay.delivery import alerts
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Clients, Context, Deliverer
@@ -32,7 +32,7 @@ from relay.sync.templates import Placeholder, Template, encode_value
 _SHARED = "whsec_"
 """Prefix of a shared secret of Standard Webhooks."""
 LONGEST_MESSAGE = 40_000
-"""Most characters of a Slack message."""
+"""Maximum characters in a Slack message."""
 
 Signer = Callable[[Message, datetime], Mapping[str, str]]
 """Returns the headers of a signed message, with names in lower case."""
@@ -95,14 +95,14 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> De
     secrets = [] if signing is None else [signing, signing.removeprefix(_SHARED)]
     secrets += [url, urlsplit(url).path] if hidden else []
     parts: dict[str, Callable[[], Any]] = {
-        "signer": lambda: None if signing is None else signer_of(signing, f"{where}.signing_secret"),
+        "signer": lambda: None if signing is None else make_signer(signing, f"{where}.signing_secret"),
         "client": partial(clients.destination, destination, url, secrets=secrets, shown_path="/…" if hidden else None),
     }
     made = collect_config_errors(parts)
     return partial(_forward, made["client"], made["signer"], destination.pass_headers)
 
 
-def signer_of(text: str, where: str) -> Signer:
+def make_signer(text: str, where: str) -> Signer:
     """Return a signer for a shared secret of Standard Webhooks: `whsec_` and base64, or any other text unchanged.
 
     Raises:
@@ -112,7 +112,7 @@ def signer_of(text: str, where: str) -> Signer:
     if not text.startswith(_SHARED):
         scheme = msgspec.structs.replace(scheme, key="text")
     try:
-        key_of(scheme, text)
+        decode_key(scheme, text)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     return partial(sign, scheme, text)
@@ -130,7 +130,7 @@ class MessageTemplate(Template):
         """Return the text. Each value is escaped for its place: plain text, a link's text, its URL, or a part of the URL.
 
         Raises:
-            MappingError: an expression finds no value, or one that its place can't hold.
+            MappingError: an expression finds no value, or a value that its place can't hold.
         """
         text = ""
         for part in self.parts:
@@ -180,7 +180,7 @@ def build_slack(route: Route, destination: SlackDestination, clients: Clients) -
             url,
             path,
             *path.split("/")[-1:],
-        ]  # the path of a chat's webhook is secret, above all its last segment
+        ]  # the path of a chat's webhook is secret, and its last segment most of all
         return clients.destination(destination, url, secrets=secrets, shown_path="/…")
 
     parts: dict[str, Callable[[], Any]] = {

@@ -9,17 +9,17 @@ from typing import Any, Literal, cast
 import msgspec
 
 from inbox.config.model import Config, PythonDestination, Route
-from inbox.config.routing import lane_of, matches
+from inbox.config.routing import matches, name_lane
 from inbox.errors import BodyErased, MappingError, RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from relay.delivery.outcome import REFETCH_AFTER, Delivery, Failed
 from relay.destinations import KINDS
 from relay.destinations.base import Clients, Context, Deliverer, without_lease
 from relay.destinations.sync import REPLICA_LAG, Attempt, Ended, Sync
-from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request, join_url
+from relay.http.response import CallResult
 from relay.http.target import Target
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
@@ -46,7 +46,7 @@ class Preview(msgspec.Struct, frozen=True):
 
 
 def make_preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
-    """Return the change that an attempt for this event would make now. It allows for no replica lag: a 404 is final."""
+    """Return the change that an attempt for this event would make now. It makes no allowance for replica lag: a 404 is final."""
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
         return Preview(delivery.route, delivery.entity_type, delivery.entity_id, change, fields, why)
@@ -70,14 +70,14 @@ def make_preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
 
 
 def _afresh(delivery: Delivery, context: Context) -> tuple[Delivery, Context]:
-    """Return the delivery and context of an attempt without memory, which waits for neither its entity nor a replica."""
+    """Return the delivery and context of a first attempt that waits for neither its entity nor a replica."""
     at = max(context.now(), delivery.received_at + REPLICA_LAG)
     remembers_nothing = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
     return remembers_nothing, msgspec.structs.replace(context, now=lambda: at)
 
 
 def _changes(sync: Sync, fields: Mapping[str, Any], target: Any) -> tuple[FieldChange, ...]:  # noqa: ANN401  # any JSON
-    """Return the fields that differ in a counterpart, at the place where an update sends them if it has that, else at the top."""
+    """Return the fields that differ in a counterpart. Look where an update sends them, or at the top level."""
     known = found = target or {}
     for key in () if sync.plan.update is None else sync.plan.update.fields_at:
         found = found.get(key) if isinstance(found, dict) else None
@@ -105,7 +105,7 @@ class OnlyReads(HttpClient):
         self._client = client
         self._reads = reads
 
-    def call(self, request: Request, limits: Context) -> Answer:
+    def call(self, request: Request, limits: Context) -> CallResult:
         """Make the call if it only reads.
 
         Raises:
@@ -116,7 +116,7 @@ class OnlyReads(HttpClient):
         raise Stopped(self.target, request)
 
 
-# --- Compares two configurations on a stored event: how it is read, its routes, and the first request on each.
+# --- Compares two configurations on a stored event: its reading, its routes, and the first request on each.
 #
 # A deliverer stops at its first call. If a comparison fetches, a sync route makes its reading calls, and stops at the first
 # write.
@@ -128,7 +128,7 @@ Parts = dict[str, object]
 
 
 class Masked(msgspec.Struct, frozen=True):
-    """A value with a secret in it, which is compared but not shown."""
+    """A value that contains a secret, so it is compared but not shown."""
 
     value: object
     shown: str = "…"
@@ -149,15 +149,15 @@ class Variant:
     """One of two configurations to compare."""
 
     def __init__(self, config: Config, *, only_route: str | None = None, fetches: bool = False) -> None:
-        """Make its readers and deliverers.
+        """Make the readers and deliverers of the configuration.
 
         Raises:
             ConfigError: an endpoint, a secret, a template or an expression is unusable.
         """
         self.config = config
-        self._readers = readers_of(config)
+        self._readers = make_readers(config)
         self._fetched: dict[tuple[str, str | None, str | None], Parts] = {}
-        """The parts of each entity, which its newest event has fetched, and older events would fetch again."""
+        """The parts of each entity from its newest event. Older events reuse them instead of fetching again."""
         clients = Clients(config, partial(OnlyReads, reads=fetches))
         self._deliverers: dict[str, Deliverer | str] = {}
         for name, route in config.routes.items():
@@ -203,8 +203,8 @@ class Variant:
         }
 
     def _process_route(self, route: Route, event: Delivery) -> Parts:
-        lane = lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
-        found: Parts = {"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead}
+        lane = name_lane(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+        found: Parts = {"lane": lane, "ordering": self.config.get_ordering(route), "on_dead": route.on_dead}
         deliverer = self._deliverers[route.name]
         if isinstance(deliverer, str):
             return found | {"function": deliverer}
@@ -217,7 +217,7 @@ class Variant:
 
 
 def _first_request(deliverer: Deliverer, event: Delivery, route: str, lane: str) -> Parts:
-    """Return the parts of the request at which the attempt stopped, or of its outcome if it makes none."""
+    """Return the parts of the request at which the attempt stopped, or of the outcome if it made no request."""
     delivery, context = _afresh(event, msgspec.structs.replace(without_lease(), now=lambda: event.received_at))
     try:
         outcome = deliverer(msgspec.structs.replace(delivery, route=route, lane=lane), context)
@@ -257,7 +257,7 @@ def compare(old: Variant, new: Variant, event: Delivery) -> Iterator[ConfigDiffe
 
 
 def _on_route(was: Parts | None, becomes: Parts | None) -> Iterator[tuple[str, object, object]]:
-    """Yield each part that differs, with both values; None: the route does not take the event."""
+    """Yield each part that differs, with both values. None means that the route does not take the event."""
     if was is None or becomes is None:
         yield "takes it", "no" if was is None else "yes", "no" if becomes is None else "yes"
         was = {}

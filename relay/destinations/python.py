@@ -1,7 +1,7 @@
 """Python handlers: calls a function of the operator, `package.module:name`, in a separate thread.
 
-A thread can't be stopped from outside. When a function does not return in time, its thread is left behind, and keeps its slot
-of the destination's `concurrency` until it returns. So a hanging function can't occupy more threads than that.
+A thread can't be stopped from outside. If a function does not return in time, its thread is left behind. The thread keeps its
+slot of the destination's `concurrency` until it returns. So a hanging function can't occupy more threads than that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
 from relay.sync.compiled_route import event_scope
-from relay.sync.expressions import Function, function_of
+from relay.sync.expressions import Function, load_function
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Python:
             return self._fail(began, "not_sent", why, "not_sent")
         began = steady()  # the wait for a slot does not reduce the call's time
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        work = partial(_work, self._function, event_of(delivery), context.span, self._slots, ended)
+        work = partial(_work, self._function, make_event(delivery), context.span, self._slots, ended)
         try:
             threading.Thread(target=work, name=f"{delivery.route}-{delivery.seq}", daemon=True).start()
         except RuntimeError:
@@ -87,7 +87,7 @@ class Python:
                     return self._left_behind(delivery, began, reason)
 
     def _find_end(self, began: float, context: Context) -> ErrorClass | None:
-        """Return the reason to end a call, or the wait for its slot, that began at `began`; None: it may continue."""
+        """Return the reason to end a call, or the wait for its slot, that began at `began`; None if it may continue."""
         now = steady()
         if now >= context.lease():
             return "lease_lost"
@@ -139,7 +139,7 @@ def build(route: Route, destination: PythonDestination, clients: Clients) -> Pyt
     Raises:
         ConfigError: the function can't be imported, or does not accept an event.
     """
-    function = function_of(destination.function, f"destinations.{destination.name}.function")
+    function = load_function(destination.function, f"destinations.{destination.name}.function")
     # Calls left behind by an earlier configuration may still run after a reload.
     key = (destination.name, destination.function, destination.concurrency)
     slots = _SLOTS.setdefault(key, threading.Semaphore(destination.concurrency))
@@ -149,7 +149,7 @@ def build(route: Route, destination: PythonDestination, clients: Clients) -> Pyt
 _SLOTS: dict[tuple[str, str, int], threading.Semaphore] = {}
 
 
-def event_of(delivery: Delivery) -> Event:
+def make_event(delivery: Delivery) -> Event:
     """Convert a delivery to the event for the function."""
     same = {name: getattr(delivery, name) for name in Event.__struct_fields__ if name not in {"headers", "body", "raw"}}
     body = event_scope(delivery)["body"]
@@ -157,5 +157,5 @@ def event_of(delivery: Delivery) -> Event:
 
 
 def _text(why: object) -> str:
-    """Convert a handler's text to one that both databases can store."""
+    """Convert a handler's text to a form that both databases can store."""
     return str(why)[:_LONGEST_WHY].encode("utf-8", "replace").decode()

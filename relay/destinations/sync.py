@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Literal, cast
 
 from inbox.config.model import Route, SyncDestination
-from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
+from inbox.errors import BodyErased, ConfigError, MappingError, UnusableResponse, collect_config_errors
 from relay.delivery.outcome import (
     REFETCH_AFTER,
     Call,
@@ -26,8 +26,8 @@ from relay.delivery.outcome import (
     Unchanged,
 )
 from relay.destinations.base import Clients, Context
-from relay.http.answer import ABSENT, Answer
 from relay.http.client import HttpClient, Request
+from relay.http.response import ABSENT, CallResult
 from relay.http.target import header_value
 from relay.sync.calls import FIELDS, CallPlan, find_error, pick_value
 from relay.sync.compiled_route import (
@@ -46,7 +46,7 @@ from relay.sync.expressions import Expression, Scope, decode, digest, encode
 
 
 REPLICA_LAG = timedelta(seconds=5)
-"""Time after an event's arrival during which its entity may be missing only on a lagging replica."""
+"""Time after an event's arrival in which a missing entity may be due to a lagging replica."""
 OVERTAKEN = (
     "a newer event of its lane was delivered first, so this body would overwrite newer data; "
     "`relay cancel` ends it, `relay replay --force` sends it"
@@ -64,7 +64,7 @@ class Sync:
         self.api = api
         self.destination = destination
         self.keeps_order = keeps_order
-        """True if no body may follow a newer one of its lane: on a route without fetch, in `strict`."""
+        """True if a body must not follow a newer one of its lane: on a `strict` route without fetch."""
 
     def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """Bring the counterpart in sync with the current entity, regardless of the change that the event describes."""
@@ -147,7 +147,7 @@ class Attempt:
     def _read_body(self) -> bool:
         """Put the webhook's body into the scope as the entity. Return False if the event says that the entity is deleted.
 
-        A replay has been compared with newer deliveries when the operator asked for it.
+        A replay was compared with newer deliveries when the operator requested it.
         """
         if self._keeps_order and self._delivery.late and self._delivery.run == 0:
             raise Ended(Failed(self.calls, "overtaken", OVERTAKEN))
@@ -175,18 +175,18 @@ class Attempt:
                 entity = _json(answer) if pick is None else pick_value(pick, _json(answer))
         if entity is None and (is_absent or pick is not None):
             if answer.error_class != "gone" and self._may_be_behind():
-                # A lagging replica responds the same for a new entity: the next attempt fetches again.
+                # A lagging replica gives the same response for a new entity, so the next attempt fetches again.
                 if is_absent or pick is None:
                     raise Ended(answer.as_failed(self.calls))
                 raise Ended(Failed(self.calls, "not_found", f"fetch: the response has null at {pick.text}"))
             return False
         return self._accept(entity, answer)
 
-    def _accept(self, entity: object, answer: Answer) -> bool:
+    def _accept(self, entity: object, answer: CallResult) -> bool:
         """Put a usable entity into the scope. Return False if it is the state before a deletion."""
         with self._reading(answer):
             if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
-                raise UnusableAnswer("the response is not an object, or is empty")
+                raise UnusableResponse("the response is not an object, or is empty")
             require_entity(self._plan.carried, entity, self.scope)
         self._last_modified = modified = last_modified(entity, cast("Expression", self._plan.modified))
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
@@ -197,7 +197,7 @@ class Attempt:
         if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
             raise Ended(Failed(self.calls, "stale", f"fetch: last changed at {modified}, not after the event"))
         if modified is not None and modified > self._context.now():
-            self._last_modified = None  # a future time is wrong, and would make all events until then look covered
+            self._last_modified = None  # a time in the future is wrong, and all events until then would look covered
         self.scope["entity"] = entity
         return True
 
@@ -224,11 +224,13 @@ class Attempt:
         self._require_counterpart(find, matches[0], answer)
         return True
 
-    def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
-        """End the attempt before any write, unless the match can be addressed and has the value searched for."""
+    def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: CallResult) -> None:
+        """End the attempt before any write unless the match can be addressed and has the value searched for."""
         with self._reading(answer):
             if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
-                raise UnusableAnswer(f"the match lacks one of: {', '.join(part.text for part in self._plan.identity)}")
+                raise UnusableResponse(
+                    f"the match lacks one of: {', '.join(part.text for part in self._plan.identity)}"
+                )
             require_carried(find.carried, match, self.scope, ignore_case=find.ignore_case)
 
     def _missing(self) -> Outcome:
@@ -252,15 +254,15 @@ class Attempt:
     def _update(self) -> Outcome:
         answer, content = self._try_update()
         if answer.error_class in ABSENT:
-            # It was deleted or replaced after the find: search once more.
+            # The counterpart was deleted or replaced after the find: search once more.
             if self._plan.find is None or not self._find():
                 return self._missing()
             answer, content = self._try_update()
         self._ensure(answer)
         return self._finish("updated", content)
 
-    def _try_update(self) -> tuple[Answer, bytes]:
-        """Send the change. Return the answer and the hash of the content."""
+    def _try_update(self) -> tuple[CallResult, bytes]:
+        """Send the change. Return the response and the hash of the content."""
         plan = self._plan
         fields = self.fields = plan.fields.evaluate(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
@@ -305,8 +307,8 @@ class Attempt:
         client: HttpClient,
         body: bytes | None = None,
         more: Mapping[str, str] = NO_HEADERS,
-    ) -> Answer:
-        """Make a call. Return a success, or a class in `ABSENT`, which each step interprets. Others end the attempt."""
+    ) -> CallResult:
+        """Make a call. Return a success or a class in `ABSENT`, for the step to interpret. Other results end the attempt."""
         path, query = call.path.expand(self.scope), call.query(self.scope)
         headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
@@ -326,13 +328,13 @@ class Attempt:
             self._require_no_error(call, answer)
         return answer
 
-    def _require_no_error(self, call: CallPlan, answer: Answer) -> None:
+    def _require_no_error(self, call: CallPlan, answer: CallResult) -> None:
         """End the attempt if a response with a success status reports an error."""
         if answer.call.status == HTTPStatus.NO_CONTENT:
             return
         with self._reading(answer):
             if not answer.body:
-                raise UnusableAnswer(
+                raise UnusableResponse(
                     "the response is empty, but the errors key expects JSON; respond with 204 for no body"
                 )
             reported = find_error(call.rules, _json(answer))
@@ -341,16 +343,16 @@ class Attempt:
             self.calls = (*self.calls[:-1], failed.call)
             raise Ended(failed.as_failed(self.calls))
 
-    def _ensure(self, answer: Answer) -> None:
+    def _ensure(self, answer: CallResult) -> None:
         if answer.error_class is not None:
             raise Ended(answer.as_failed(self.calls))
 
     @contextmanager
-    def _reading(self, answer: Answer) -> Iterator[None]:
+    def _reading(self, answer: CallResult) -> Iterator[None]:
         """End the attempt if the response is unreliable."""
         try:
             yield
-        except UnusableAnswer as error:
+        except UnusableResponse as error:
             raise Ended(Failed(self.calls, "bad_answer", f"{answer.call.step}: {error}")) from None
 
     def _finish(
@@ -369,12 +371,12 @@ class Attempt:
         )
 
 
-def _json(answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds
+def _json(answer: CallResult) -> Any:  # noqa: ANN401  # whatever the JSON holds
     if not answer.whole:
-        raise UnusableAnswer("the response is larger than 64 KiB")
+        raise UnusableResponse("the response is larger than 64 KiB")
     if not answer.body:
         return None
     try:
         return decode(answer.body)
     except ValueError as error:
-        raise UnusableAnswer(f"the response is {error}") from None
+        raise UnusableResponse(f"the response is {error}") from None

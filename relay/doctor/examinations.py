@@ -36,7 +36,7 @@ def _database(installation: Installation) -> Iterator[Finding]:
             yield UNREACHABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
             return
         with installation.reading() as connection:
-            # SQLite opens any file, and reads it only when it needs the schema
+            # SQLite opens any file, and reads it only once it needs the schema
             is_sqlite = connection.dialect.name == SQLITE
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
     except (DBAPIError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Runs the examinations independently, and skips those that need a database which does not answer."""
+"""Runs each examination on its own, and skips those that need the database while it does not respond."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Installation(msgspec.Struct, frozen=True):
     """The host's clock."""
     host: str
     engine: Engine
-    """Opened by `connect_read_only`: its statements end after some seconds."""
+    """Opened by `connect_read_only`, which limits each statement to some seconds."""
 
     @property
     def config(self) -> Config:
-        """The configuration without the tables that have mistakes."""
+        """The configuration without its invalid tables."""
         return self.file.sound
 
     @property
@@ -73,7 +73,7 @@ class Examination(msgspec.Struct, frozen=True):
 
     name: str
     examine: Callable[[Installation], Iterable[Finding]]
-    """A function whose docstring names its subject. It raises NotExamined with a missing requirement; earlier findings count."""
+    """A function whose docstring names its subject. It raises NotExamined if it lacks a requirement; findings until then count."""
     kinds: tuple[FindingKind, ...]
     needs_database: bool = True
 
@@ -96,9 +96,9 @@ UNREACHABLE = FindingKind(
 
 
 def run(installation: Installation, examinations: Iterable[Examination]) -> list[ExaminationResult]:
-    """Run the examinations in order; skip those that need the database if it does not answer.
+    """Run the examinations in order; skip those that need the database if it does not respond.
 
-    A failed examination is reported, and the others go on.
+    A failed examination is reported, and the others still run.
     """
     results: list[ExaminationResult] = []
     is_gone = False
@@ -107,7 +107,7 @@ def run(installation: Installation, examinations: Iterable[Examination]) -> list
         needs = "needs the database" if each.needs_database and is_gone else None
         try:
             found += () if needs else each.examine(installation)
-        except Exception as error:  # noqa: BLE001  # the other examinations go on
+        except Exception as error:  # noqa: BLE001  # the other examinations still run
             found += _find_damage(installation, error) if each.needs_database else ()
             needs = _needs(error)
         meanings = {kind.name: kind.meaning for kind in each.kinds}
@@ -118,7 +118,7 @@ def run(installation: Installation, examinations: Iterable[Examination]) -> list
 
 
 def report_unreachable(installation: Installation, why: str) -> Finding:
-    """Return the finding for a database that does not answer, or can't be read."""
+    """Return the finding for a database that does not respond, or can't be read."""
     path = installation.sqlite_path
     if path is None:
         url = format_url(parse_url(installation.config.database.url))
@@ -129,7 +129,7 @@ def report_unreachable(installation: Installation, why: str) -> Finding:
 
 
 def _find_damage(installation: Installation, error: Exception) -> Iterator[Finding]:
-    """Yield a finding if the error shows a damaged database, which may be readable elsewhere."""
+    """Yield a finding if the error shows a damaged database. Other parts of it may be readable."""
     if isinstance(error, DBAPIError) and is_damage(error):
         yield report_unreachable(installation, trouble_text(error))
 
@@ -149,5 +149,5 @@ def _needs(error: Exception) -> str:
 
 
 def exclude_information(results: Sequence[ExaminationResult]) -> list[Finding]:
-    """List the findings without the information."""
+    """List the findings, excluding those of level `information`."""
     return [each for result in results for each in result.findings if each.level != "information"]

@@ -1,6 +1,6 @@
-"""Compares the database with this version's schema: tables of Postgres by Alembic, everything else by its definition.
+"""Compares the database with this version's schema: tables of Postgres with Alembic, everything else by definition.
 
-Unknown objects are not findings: a DBA may add an index, and a later version a column.
+Unknown objects are not findings: a DBA may have added an index, or a later version a column.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def examine_schema(installation: Installation) -> Iterator[Finding]:
 
 
 def _compare_sqlite(connection: Connection) -> Iterator[tuple[str, str]]:
-    """Yield the objects whose definition differs from that in a new database in memory."""
+    """Yield each object whose definition differs from the one in a new in-memory database."""
     present, expected = _texts(connection), _read_definitions()
     for name, definition in expected.items():
         if present.get(name) != definition:
@@ -165,7 +165,7 @@ def _tokens(definition: str) -> Counter[str]:
 
 
 def _is_same_view(connection: Connection, name: str, statement: str) -> bool:
-    """Tell whether a view equals its definition: Postgres makes the same plan for a query of either."""
+    """Return whether a view equals its definition: Postgres plans a query of either in the same way."""
     definition = statement.partition(" AS")[2]
     return _plan(connection, f"SELECT * FROM {name} v") == _plan(connection, f"SELECT * FROM ({definition}) v")
 

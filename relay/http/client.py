@@ -1,7 +1,7 @@
 """The HTTP client: the only module that makes calls.
 
-A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. Its deadline covers
-name resolution, connecting, and the head and body of the response, however slowly they arrive. Its result is `answered`,
+A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. The deadline
+covers name resolution, connecting, and the head and body of the response, however slowly they arrive. Its result is `answered`,
 `not_sent` or `unknown`: only an unknown call may have had an effect without a response.
 """
 
@@ -24,21 +24,29 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 from inbox.clock import steady
 from inbox.config.model import ApiOauth2
-from inbox.errors import OutboundRefused, Unreadable, UnusableAnswer
+from inbox.errors import OutboundRefused, Unreadable, UnusableResponse
 from inbox.events import strict_json
 from inbox.observe.logs import format_place
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, ErrorClass, RateHold, Sent
-from relay.http.answer import SEARCHED, Answer, Redactor, class_of_status, name_only, parse_retry_after, read_rate_hold
 from relay.http.connection import CallState, NotHttpError, open_pool
 from relay.http.guard import WATCHDOG, CutOffError, RunningCall
+from relay.http.response import (
+    SEARCHED,
+    CallResult,
+    Redactor,
+    classify_status,
+    name_only,
+    parse_retry_after,
+    read_rate_hold,
+)
 from relay.http.target import Target
 
 PORTS = {"http": 80, "https": 443}
 
 
 MAX_ANSWER = 64 * 1024
-"""Most bytes read of a response. A longer one is truncated, and its connection closed."""
+"""Maximum bytes read from a response. A longer response is truncated, and its connection closed."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -47,18 +55,18 @@ class Request(msgspec.Struct, frozen=True):
     step: CallStep
     method: str
     headers: Mapping[str, str]
-    """Names in Title-Case, values from `relay.http.target.header_value`. The endpoint's own headers take precedence."""
+    """Names in Title-Case, with values from `relay.http.target.header_value`. The endpoint's own headers take precedence."""
     path: str = ""
     """Percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
     query: str = ""
     """Encoded, without the question mark."""
     body: bytes | None = None
     most: int = MAX_ANSWER
-    """Most bytes read of the response."""
+    """Maximum bytes read from the response."""
     own_headers: Mapping[str, str] = {}
     """Headers configured for this call; they take precedence over those of the endpoint."""
     template: str | None = None
-    """The template of the path, for a trace, which must not have the path's values."""
+    """The template of the path, for traces: they must not contain the path's values."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -77,7 +85,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class HttpClient:
-    """A client of one endpoint. Keep one for each api or destination: each thread has its own connection."""
+    """A client of one endpoint. Keep one client per api or destination. Each thread gets its own connection."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -85,14 +93,14 @@ class HttpClient:
 
     @property
     def base(self) -> str:
-        """The URL that prefixes every call, with the query that every call has."""
+        """The URL that prefixes every call, with the query that every call shares."""
         return f"{self.target.base}?{self.target.query}" if self.target.query else self.target.base
 
-    def call(self, request: Request, limits: Limits) -> Answer:
+    def call(self, request: Request, limits: Limits) -> CallResult:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It never raises: errors of the endpoint, the network and the guard, and bugs, are in the result. A call of a sampled
-        attempt has a span of its own, which the endpoint may continue.
+        It never raises. Errors of the endpoint, the network and the guard are in the result, and so are bugs. A call of a
+        sampled attempt has its own span, and the endpoint may continue the trace.
         """
         if limits.span is None:
             return self._call(request, limits)
@@ -115,13 +123,13 @@ class HttpClient:
         span.end(error=answer.error_class)
         return answer
 
-    def _call(self, request: Request, limits: Limits) -> Answer:
+    def _call(self, request: Request, limits: Limits) -> CallResult:
         began = steady()
         if began >= limits.lease():
             return self._lost(request, began, "not_sent")
         running = RunningCall(began + self.target.timeout, limits.lease)
         error: BaseException | None = None
-        answer: Answer | None = None
+        answer: CallResult | None = None
         status: int | None = None
         try:
             pool, state = self._connection()
@@ -152,9 +160,9 @@ class HttpClient:
 
     def _make_answer(
         self, request: Request, began: float, response: BaseHTTPResponse, body: bytes, now: datetime, *, whole: bool
-    ) -> Answer:
+    ) -> CallResult:
         status = response.status
-        error_class = class_of_status(status)
+        error_class = classify_status(status)
         hold = read_rate_hold(response.headers, status, now)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
             error_class = "throttled"  # a rate limit of GitHub; any other 403 opens the breaker
@@ -162,7 +170,7 @@ class HttpClient:
         later = None if error_class is None else parse_retry_after(response.headers.get("Retry-After"), now)
         call = self._log(request, began, "answered", status, excerpt=excerpt, hold=hold)
         etag, link = response.headers.get("ETag"), response.headers.get("Link")
-        return Answer(
+        return CallResult(
             call, body, whole, error_class, later, etag, link, self.target.redactor, (request.body or b"")[:SEARCHED]
         )
 
@@ -175,7 +183,7 @@ class HttpClient:
         return own
 
     def _send(self, pool: HTTPConnectionPool, request: Request, timeout: float) -> BaseHTTPResponse:
-        """Send the request, whose parts are checked already, and read the head of the response. Never retries."""
+        """Send the request and read the head of the response, without retries. The caller has checked the request's parts."""
         target = self.target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
         headers = {**request.headers, **target.headers, **request.own_headers}
@@ -215,20 +223,22 @@ class HttpClient:
         milliseconds = round((steady() - began) * 1000, 2)
         return Call(request.step, request.method, url, sent, milliseconds, status, error, excerpt, hold)
 
-    def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
+    def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> CallResult:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
         return self._make_failure(request, self._log(request, began, sent, status, error=error), "lease_lost")
 
-    def _fail(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
+    def _fail(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> CallResult:
         if isinstance(root, OutboundRefused):
             return self._make_failure(request, self._log(request, began, sent, error=str(root)), "refused")
         error = _describe(root, sent, self.target.timeout)
         call = self._log(request, began, sent, status, error=error)
         return self._make_failure(request, call, "unknown" if sent == "unknown" else "not_sent")
 
-    def _make_failure(self, request: Request, call: Call, error_class: ErrorClass) -> Answer:
+    def _make_failure(self, request: Request, call: Call, error_class: ErrorClass) -> CallResult:
         body = None if call.sent == "not_sent" else request.body
-        return Answer(call, error_class=error_class, redactor=self.target.redactor, request=(body or b"")[:SEARCHED])
+        return CallResult(
+            call, error_class=error_class, redactor=self.target.redactor, request=(body or b"")[:SEARCHED]
+        )
 
 
 def _root(error: BaseException) -> BaseException:
@@ -290,9 +300,9 @@ class BearerToken(msgspec.Struct, frozen=True):
 
 
 class _NoToken(Exception):
-    """Raised when there is no token; `answer` is the failure of the call that needs one."""
+    """Raised without a token; `answer` is the failure of the call that needs one."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: CallResult) -> None:
         super().__init__()
         self.answer = answer
 
@@ -316,7 +326,7 @@ class TokenClient(HttpClient):
             headers["Authorization"] = f"Basic {base64.b64encode(f'{identity}:{secret}'.encode()).decode()}"
         self._asking = Request("fetch", "POST", headers, body=urlencode(form).encode())
 
-    def call(self, request: Request, limits: Limits) -> Answer:
+    def call(self, request: Request, limits: Limits) -> CallResult:
         """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's failure.
 
         After a 401 the call is made once more with a new token, since the cached one may have been revoked.
@@ -332,7 +342,7 @@ class TokenClient(HttpClient):
             return end.answer
         return answer
 
-    def _with(self, token: BearerToken, request: Request, limits: Limits) -> Answer:
+    def _with(self, token: BearerToken, request: Request, limits: Limits) -> CallResult:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
         answer = super().call(msgspec.structs.replace(request, headers=authorised), limits)
         answer = msgspec.structs.replace(answer, redactor=token.redactor)
@@ -347,7 +357,7 @@ class TokenClient(HttpClient):
             waited = round((steady() - began) * 1000, 2)
             why = "no token: another call is still fetching one"
             call = Call(request.step, "POST", self._token_url, "not_sent", waited, error=why)
-            raise _NoToken(Answer(call, error_class="not_sent"))
+            raise _NoToken(CallResult(call, error_class="not_sent"))
         try:
             if self._token is None or steady() >= self._token.until:
                 self._token = self._ask(request, limits)
@@ -361,7 +371,7 @@ class TokenClient(HttpClient):
             raise _NoToken(_convert_failure(answer, answer.call.error or f"answered {answer.call.status}"))
         try:
             value, lasts = read_token(answer.body)
-        except UnusableAnswer as error:
+        except UnusableResponse as error:
             failed = msgspec.structs.replace(_convert_failure(answer, str(error)), error_class="bad_answer")
             raise _NoToken(failed) from None
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
@@ -369,7 +379,7 @@ class TokenClient(HttpClient):
 
 
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
-"""Classes by which a token URL refuses the client (400 in RFC 6749 §5.2). They don't concern the endpoint."""
+"""Error classes with which a token URL refuses the client (400 in RFC 6749 §5.2). They don't concern the endpoint."""
 
 
 class _TokenAnswer(msgspec.Struct):
@@ -388,21 +398,21 @@ def read_token(body: bytes) -> tuple[str, float]:
     """Read the token and its lifetime in seconds from the response of a token endpoint.
 
     Raises:
-        UnusableAnswer: it has no usable token. The text names the wrong member, without its value.
+        UnusableResponse: it has no usable token. The text names the wrong member, without its value.
     """
     try:
         answer = msgspec.convert(strict_json.parse(body), _TokenAnswer, strict=False)
     except Unreadable:
-        raise UnusableAnswer("the response is not JSON") from None
+        raise UnusableResponse("the response is not JSON") from None
     except msgspec.ValidationError as error:
-        raise UnusableAnswer(f"the response has no usable token: {error}") from None
+        raise UnusableResponse(f"the response has no usable token: {error}") from None
     return answer.access_token, TRUSTED_SECONDS if answer.expires_in is None else answer.expires_in
 
 
-def _convert_failure(answer: Answer, why: str) -> Answer:
-    """Convert a failed token request to the call's failure, without either body, which may contain a secret.
+def _convert_failure(answer: CallResult, why: str) -> CallResult:
+    """Convert a failed token request to the call's failure. Omit both bodies, as each may contain a secret.
 
-    A 404 of the token URL must not be read as the entity's, whose counterpart would then be deleted.
+    A 404 of the token URL must not look like a missing entity, as its counterpart would then be deleted.
     """
     error_class = "auth" if answer.error_class in _OF_THE_CLIENT else answer.error_class
     call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)

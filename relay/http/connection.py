@@ -1,7 +1,7 @@
 """Connections to endpoints: guarded, ended by a deadline, and read strictly.
 
 `http.client` parses a chunk's size with `int(line, 16)`, so that `-1` reads forever and `-5` raises ValueError. It skips
-no interim response except 100, and continues after invalid header lines. So llhttp parses the responses here, as strictly
+only the interim response 100, and continues after invalid header lines. So llhttp parses the responses here, as strictly
 as the receiver's requests (`inbox.http.protocol`). A response that two parsers could read differently is refused: the call
 is `unknown` and its connection closed.
 """
@@ -32,13 +32,13 @@ from relay.http import guard
 from relay.http.guard import RunningCall
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-"""Its warnings contain whole URLs, including secrets in them, and text from the endpoint."""
+"""urllib3's warnings contain text from the endpoint, and whole URLs with any secrets in them."""
 
 IDLE_SECONDS = 4.0
-"""Longest idle time of a reused socket. The endpoint may be closing an older one, which would leave the request's effect
-unknown. Load balancers close after 60 s, uvicorn after 5 s, gunicorn after 2 s."""
+"""Longest idle time of a reused socket. The endpoint may be closing a socket that idled longer: a request on it would have
+an unknown effect. Load balancers close after 60 s, uvicorn after 5 s, gunicorn after 2 s."""
 _COALESCED = 64 * 1024
-"""Largest body in bytes that is sent in one write with the head, which saves the endpoint a wake-up."""
+"""Largest body in bytes that is sent in one write with the head. One write saves the endpoint a wake-up."""
 
 
 class CallState:
@@ -151,9 +151,9 @@ def open_pool(base: str, state: CallState, context: ssl.SSLContext, proxy: str |
 def make_tls_context(
     ca_file: str | None, where: str, cert_file: str | None = None, key_file: str | None = None
 ) -> ssl.SSLContext:
-    """Make a verifying context for TLS 1.2 or later, which trusts only `ca_file`, or else the CAs of `requests`.
+    """Make a verifying context for TLS 1.2 or later. It trusts only `ca_file`, or without one the CAs of `requests`.
 
-    It presents the certificate of `cert_file` to a server that requests one. Its key is in `key_file` or in the same file.
+    It presents the certificate in `cert_file` to a server that requests one. The key is in `key_file` or in the same file.
 
     Raises:
         ConfigError: a file can't be read, or has the wrong content; `where` names the table.
@@ -192,11 +192,11 @@ def _context(ca_file: str) -> ssl.SSLContext:
 
 
 LARGEST_HEAD = 64 * 1024
-"""Most bytes of a head with the interim responses before it, of a trailer, or between two parts of a body."""
+"""Maximum bytes of a head with the interim responses before it, of a trailer, or between two parts of a body."""
 MOST_FIELDS = 100
-"""Most header fields of a head, trailers included."""
+"""Maximum number of header fields in a head, trailers included."""
 MOST_INTERIM = 8
-"""Most interim responses (1xx) that are skipped. RFC 9110 §15.2 requires parsing them, and sets no limit."""
+"""Maximum number of interim responses (1xx) to skip. RFC 9110 §15.2 requires parsing them, and sets no limit."""
 _PIECE = 16 * 1024
 _FIRST_FINAL_STATUS = 200
 _FIRST_STATUS = 100
@@ -295,7 +295,7 @@ class StrictResponse(HTTPResponse):
     # Callbacks of the parser:
 
     def on_message_begin(self) -> None:
-        """Note the beginning of another message."""
+        """Record that another message has begun."""
         self.has_leftover = self._whole
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -343,7 +343,7 @@ class StrictResponse(HTTPResponse):
             self._unused = 0
 
     def on_message_complete(self) -> None:
-        """Note the end of the final response."""
+        """Record that the final response has ended."""
         self._whole = self._in_body
 
 

@@ -1,7 +1,7 @@
 """The outbound guard: resolves a name, checks every address, connects to a checked one, and cuts the call at its deadline.
 
-A guard that checks a URL's host and lets the connection resolve it again is bypassed by a second answer of the name
-server, `http://127.1`, or IPv4 inside IPv6. So the check happens where the socket is opened, and again on its peer.
+A guard that checks only a URL's host can be bypassed: by a name server whose second response differs, by `http://127.1`,
+or by IPv4 inside IPv6. So the check happens where the socket is opened, and again on the address of its peer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 CutBy = Literal["deadline", "lease"]
 
 _TICK = 0.05
-"""Seconds between two checks, and so the longest delay of a cut."""
+"""Seconds between two checks, and thus the longest delay before a cut."""
 
 
 class CutOffError(TimeoutError):
@@ -53,7 +53,7 @@ class RunningCall:
         """Return the seconds until the deadline.
 
         Raises:
-            CutOffError: none are left, or the call was cut.
+            CutOffError: the deadline has passed, or the call was cut.
         """
         left = self.deadline - steady()
         if left <= 0 or self.cut_by is not None:
@@ -64,7 +64,7 @@ class RunningCall:
         """Attach the socket that a cut shuts down.
 
         Raises:
-            CutOffError: the call was cut before.
+            CutOffError: the call has already been cut.
         """
         with self._lock:
             if self.cut_by is not None:
@@ -72,7 +72,7 @@ class RunningCall:
             self._socket = sock
 
     def detach(self) -> CutBy | None:
-        """Detach the socket, which is closed or goes to another call. Return the cause of a cut, if the call was cut."""
+        """Detach the socket, which is closed or goes to another call. Return the cause of the cut, if there was one."""
         with self._lock:
             self._socket = None
             return self.cut_by
@@ -93,12 +93,12 @@ class RunningCall:
                 self.cut_by = by
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # closed or reset by the other side: the call has ended
-                    # Not sock.shutdown(): that of an SSLSocket drops its TLS state under the thread that reads from it.
+                    # Not sock.shutdown(): on an SSLSocket it drops the TLS state while another thread reads from the socket.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 class Watchdog:
-    """The thread that cuts calls. It starts with the first call, and again in a process forked afterwards."""
+    """The thread that cuts calls. It starts with the first call, and starts anew in a process that is forked later."""
 
     def __init__(self) -> None:
         self._running: dict[RunningCall, None] = {}
@@ -151,7 +151,7 @@ WATCHDOG = Watchdog()
 _SLICE = 0.1
 """Seconds between two checks for a cut while a name is being resolved."""
 _RESOLVERS = 16
-"""Most threads that a hanging name server can occupy."""
+"""Maximum number of threads that a hanging name server can occupy."""
 
 # The IANA special-purpose registries, and Svix's list (webhook_http_client.rs). `is_global` alone would let
 # 64:ff9b::a9fe:a9fe, 2002:7f00:1::1, 224.0.0.1, fec0::1 and 192.0.0.8 pass.
@@ -208,7 +208,7 @@ class AddressRules(msgspec.Struct, frozen=True):
 
     @property
     def forbids_nothing(self) -> bool:
-        """True if no address is refused, so that no check is needed."""
+        """True if the rules refuse no address, so that calls need no check."""
         return self.allow_private and not self.allow and not self.block
 
 
@@ -238,7 +238,7 @@ def _not_public(ip: Ip) -> str | None:
 
 
 def _readings(ip: Ip) -> Iterator[Ip]:
-    """Yield the address, and those to which a gateway may translate it."""
+    """Yield the address, and the addresses to which a gateway may translate it."""
     yield ip
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.sixtofour is not None:
@@ -249,9 +249,9 @@ def _readings(ip: Ip) -> Iterator[Ip]:
 
 
 def parse_literal(host: str) -> str | None:
-    """Return the address that a URL's host spells in any form that some resolver accepts; None for a name.
+    """Return the address that a URL's host spells, in any form that some resolver accepts; None for a name.
 
-    Examples are `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` accepts, and any with a trailing dot.
+    Examples are `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` accepts. Any of them may have a trailing dot.
     """
     bare = host.strip("[]").rstrip(".")
     try:
@@ -279,9 +279,10 @@ _PRIVATE_NAMES = frozenset({"metadata.goog"})
 
 
 def is_private_name(host: str) -> bool:
-    """Return True if the name alone refers to this machine or a private network, or is invalid. For names resolved by a proxy.
+    """Return True if the name alone refers to this machine or a private network, or is invalid.
 
-    A public name ends with a label that begins with a letter (RFC 1123 §2.1); some resolvers read `127.0.0.256` as an address.
+    It serves for names that a proxy resolves. A public name ends with a label that begins with a letter (RFC 1123 §2.1);
+    some resolvers read `127.0.0.256` as an address.
     """
     name = host.rstrip(".").lower()
     ends_as_a_name = name.rpartition(".")[2][:1].isalpha()
@@ -295,7 +296,7 @@ def is_loopback_name(host: str) -> bool:
 
 
 def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> socket.socket:
-    """Connect to `host` within the time of `running`, and attach the socket to it.
+    """Connect to `host` within the time left to `running`, and attach the socket to that call.
 
     Raises:
         OutboundRefused: one of the host's addresses may not be called.
@@ -349,7 +350,7 @@ def _resolve(host: str, port: int, running: RunningCall) -> list[_Address]:
     answer: Future[list[_Address]] = Future()
     try:
         threading.Thread(target=_look_up, args=(host, port, answer), name="resolver", daemon=True).start()
-    except RuntimeError:  # the system has no thread for it
+    except RuntimeError:  # the system can't start another thread
         _LOOKUPS.release()
         raise
     while True:

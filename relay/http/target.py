@@ -18,8 +18,8 @@ from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outboun
 from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
-from relay.http.answer import Redactor
 from relay.http.connection import make_tls_context
+from relay.http.response import Redactor
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -34,7 +34,7 @@ class Target(msgspec.Struct, frozen=True):
     """Scheme, host and path, as configured. A call's path is appended."""
     query: str
     shown: str
-    """Part of `base` shown in the log."""
+    """The part of `base` that the log shows."""
     headers: dict[str, str]
     """Configured headers and authentication, with names in Title-Case so that they replace a call's headers."""
     timeout: float
@@ -104,7 +104,7 @@ def header_value(text: str) -> str:
 
 
 def _own_headers(endpoint: Endpoint, where: str) -> dict[str, str]:
-    """Return the configured headers; of two spellings of a name, the first one counts."""
+    """Return the configured headers. If a name has two spellings, the first one counts."""
     headers: dict[str, str] = {}
     for name, value in endpoint.headers.items():
         if not may_be_set(name):
@@ -137,16 +137,16 @@ def _check_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where: s
 
 
 def _host_problem(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> str | None:
-    """Return the reason why calls to the host would be refused, judged by its text; None if there is none."""
+    """Return the reason why calls to the host would be refused, judging by its text alone; None without a reason."""
     if endpoint.proxy is not None:
         return _problem_behind_proxy(host, endpoint, rules)
     if guard.is_loopback_name(host):
         return None if endpoint.allow_private else f"{host} is this machine; allow_private = true allows the call"
-    # The lists are checked at each call; here only the missing key matters.
-    return _problem_of_address(host, guard.AddressRules(allow_private=endpoint.allow_private))
+    # Each call checks the lists; this check only finds a missing allow_private.
+    return _find_address_problem(host, guard.AddressRules(allow_private=endpoint.allow_private))
 
 
-def _problem_of_address(host: str, rules: guard.AddressRules) -> str | None:
+def _find_address_problem(host: str, rules: guard.AddressRules) -> str | None:
     address = guard.parse_literal(host)
     reason = None if address is None else guard.find_refusal(address, rules)
     spelled = "" if guard.is_canonical(host) else f"{address}, which is "
@@ -198,9 +198,9 @@ def _problem_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRul
     """Refuse a recognisably private host: a proxy resolves names itself, and may accept more spellings of addresses."""
     address = guard.parse_literal(host)
     if address is not None:
-        problem = _problem_of_address(host, rules)
+        problem = _find_address_problem(host, rules)
         if problem is None and not guard.is_canonical(host) and not rules.forbids_nothing:
-            # some read 010.0.0.1 as 8.0.0.1, others as 10.0.0.1
+            # some proxies read 010.0.0.1 as 8.0.0.1, others as 10.0.0.1
             problem = f"proxies read {host} differently; write the address as {address}"
         return problem
     if endpoint.allow_to is not None or endpoint.block_to:

@@ -104,12 +104,12 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
     @property
     def names_events(self) -> bool:
-        """True when it names events or one entity, so that ended deliveries are included."""
+        """True when the selection names events or one entity, and so includes ended deliveries."""
         return (self.seq, self.seqs, self.deliveries, self.entity_id) != (None, None, None, None)
 
     @property
     def dead_only(self) -> bool:
-        """For a replay: True when only dead letters are selected, as neither events nor an entity are named."""
+        """For a replay: True when it selects only dead letters, as it names neither events nor an entity."""
         return self.is_about_failures or self.state in DEAD_STATES or not self.names_events
 
 

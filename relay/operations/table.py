@@ -13,7 +13,7 @@ from inbox.errors import UnusableCommand
 from relay.operations.asks import Asks, KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 
 MOST_OPEN = 1000
-"""A replay or retry of more deliveries continues only while fewer than this are due on the route, so that new events don't wait."""
+"""Due deliveries on a route at which a larger replay or retry waits, so that new events don't."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,14 +27,14 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     asks: type[msgspec.Struct]
     """The fields of its selection."""
     without: tuple[str, ...] = ()
-    """Fields of `asks` that it does not take."""
+    """Fields of `asks` that the operation does not take."""
     done: str = "done"
     nothing: str = "there is nothing to do"
     thing: str = "row"
     consequences: tuple[str, ...] = ()
-    """Sentences about its consequences."""
+    """Sentences about the consequences of the operation."""
     is_dangerous: bool = False
-    """True when it can't be undone."""
+    """True when the operation can't be undone."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -43,17 +43,17 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_dry_run(self) -> bool:
-        """True when it applies to a number of rows."""
+        """True when the operation applies to a number of rows."""
         return self.asks not in {OneGate, OneSource, OneCommand}
 
     @property
     def needs_condition(self) -> bool:
-        """True when it needs a condition, or `everything`."""
+        """True when the operation needs a condition or `everything`."""
         return issubclass(self.asks, Asks)
 
     @property
     def is_of_a_command(self) -> bool:
-        """True when it applies to another command, and is done at once."""
+        """True when the operation applies to another command, and is done at once."""
         return self.asks is OneCommand
 
 
@@ -198,7 +198,7 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
     """Parse the selection of a row.
 
     Raises:
-        UnusableCommand: it is malformed or makes no sense; the message suggests a correction.
+        UnusableCommand: the selection is malformed or makes no sense; the message suggests a correction.
     """
     operation = OPERATIONS[kind]
     if not isinstance(selection, dict):
@@ -220,7 +220,7 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
 
 
 def describe_missing_condition(operation: Operation) -> str:
-    """Return the refusal of an operation that has neither a condition nor `everything`."""
+    """Return the error for an operation that has neither a condition nor `everything`."""
     some = " or ".join(operation.keys[:2])
     return (
         f"{_a(operation.kind)} without a condition would change everything it can: give one, such as {some}; or, if that is"
@@ -256,7 +256,7 @@ def require_order(asked: msgspec.Struct) -> None:
     """Check that `since` is before `until`.
 
     Raises:
-        UnusableCommand: it is not.
+        UnusableCommand: `since` is not before `until`.
     """
     since, until = getattr(asked, "since", None), getattr(asked, "until", None)
     if since is not None and until is not None and since >= until:

@@ -16,7 +16,7 @@ from relay.delivery.alerts import Alert
 from relay.store.alerts import NEWEST, store_alerts
 from relay.store.database import ScanStart
 from relay.store.nodes import read_nodes
-from relay.store.retention import STEPS, state_of
+from relay.store.retention import STEPS, read_kind_state
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 
@@ -37,7 +37,7 @@ class Watch:
         self._heard: dict[str, datetime] = {}
         self._looked_to = 0
         self._oldest: defaultdict[str, ScanStart[int]] = defaultdict(lambda: ScanStart(WHOLE_EVERY_SECONDS, monotonic))
-        """The seq of each route below which nothing is open."""
+        """By route: the seq below which no delivery is open."""
 
     def check(self, work: Work) -> None:
         """Store an alert for each condition that has begun or ended since the last check by any relay."""
@@ -74,7 +74,7 @@ class Watch:
         if last:  # the newest event may be a readmitted one, which arrived before others
             arrived = as_time(last[0].received_at)
             self._heard[name] = max(self._heard.get(name, arrived), arrived)
-        self._heard.setdefault(name, now)  # a source without events is silent from the first check on
+        self._heard.setdefault(name, now)  # a source without events counts as silent from the first check on
         silent = now - self._heard[name]
         is_silent = silent > timedelta(seconds=source.silent_after or 0)
         detail = {"silent_seconds": round(silent.total_seconds())} if is_silent else {}
@@ -82,7 +82,7 @@ class Watch:
 
 
 def _store(work: Work, changed: Sequence[Alert]) -> None:
-    """Store changed alerts. Ends are checked again under the lock, as a delivery may have died or a step failed since."""
+    """Store changed alerts. Recoveries are checked again under the lock, as a delivery may have died or a step failed meanwhile."""
     if not changed:
         return
     with work.write() as transaction:
@@ -99,9 +99,9 @@ def _store(work: Work, changed: Sequence[Alert]) -> None:
 
 
 def _find_ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
-    """Yield recoveries: of routes whose last dead letter was replayed or cancelled, and of steps that fail in no relay.
+    """Yield recoveries of routes without dead letters left, and of steps that no longer fail in any relay.
 
-    Their firing is stored elsewhere: when a delivery dies, and by the relay whose step fails.
+    The firing is stored elsewhere: when a delivery dies, or by the relay whose step fails.
     """
     for row in transaction.execute(_DEATHS_OVER):
         yield Alert("delivery_dead", row.subject, firing=False)
@@ -114,7 +114,7 @@ def _find_ended(transaction: Transaction, firing: Firing | None) -> Iterator[Ale
 def _check_retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
     """Yield an alert for each kind of rows: firing if the pruner has been behind for more than an hour."""
     for kind in STEPS:
-        progress = state_of(transaction, kind)
+        progress = read_kind_state(transaction, kind)
         is_behind = progress.behind_since is not None and progress.behind_since <= now - CATCH_UP_WITHIN
         yield Alert(
             "retention_behind", kind, is_behind, {"behind_seconds": progress.behind_seconds} if is_behind else {}
@@ -128,8 +128,8 @@ SELECT fired.subject FROM ({NEWEST} WHERE a.firing AND a.kind = 'delivery_dead')
 WHERE (SELECT 1 FROM open_delivery WHERE route = fired.subject AND state = 'dead' LIMIT 1) IS NULL
   AND (SELECT 1 FROM open_delivery WHERE route = fired.subject AND state = 'blocked' LIMIT 1) IS NULL
 """)
-# It also walks the open deliveries of other routes, up to the first of this one. A separate index would cost each event
-# more than the walk, which mostly begins where the last one ended.
+# It also walks the open deliveries of other routes, up to the first of this route. Most walks begin where the last one
+# ended, so a separate index would cost each event more.
 _OLDEST = text("""
 SELECT found.seq, i.received_at
 FROM (

@@ -1,4 +1,4 @@
-"""Alerts: rows of `alert`, one for each begin or recovery of a condition, and their logging and posting."""
+"""Alerts: rows of `alert`, one for each start or recovery of a condition, and their logging and posting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, process_in_parts
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
-"""The pause before a failed post, or one whose relay died, is repeated."""
+"""The pause before a post is repeated, after it failed or its relay died."""
 MOST_LOGGED_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
 """Age after which an alert is no longer posted."""
@@ -62,7 +62,7 @@ def take_unsent(work: Work) -> list[Posted]:
     """Take an alert to post, if any; no other relay gets it for a minute.
 
     Untried alerts go first, then those that have waited longest: one that can't be posted does not delay other subjects.
-    Alerts of one subject are posted in order, so that the last one read is the present state.
+    Alerts of one subject are posted in order, so that the last one read is the current state.
     """
     with work.database.read() as transaction:
         unsent = transaction.execute(_UNSENT, since=-POSTED_WITHIN.total_seconds())
@@ -71,7 +71,7 @@ def take_unsent(work: Work) -> list[Posted]:
 
 
 def record_post(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
-    """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless it `is_final`."""
+    """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless the error `is_final`."""
     with database.write() as transaction:
         transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
 
@@ -79,23 +79,25 @@ def record_post(database: Database, number: int, error: str | None = None, *, is
 def read_newest(database: Database) -> list[Row]:
     """Read `kind`, `subject` and `firing` of the newest alert of each subject."""
     with database.read() as transaction:
-        return transaction.rows_of(_NEWEST)
+        return transaction.fetch_rows(_NEWEST)
 
 
 def _take(work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]) -> list[Posted]:
     """Take these alerts, unless another relay has them; mark unreadable ones as unsendable."""
 
-    def part(some: Sequence[int]) -> list[Posted]:
+    def process(some: Sequence[int]) -> list[Posted]:
         with work.write() as transaction:
             rows = transaction.execute(take, wanted=some, **besides)
             return [_as_posted(row) for row in rows]
 
-    def alone(number: int, error: Exception) -> list[Posted]:
+    def quarantine_one(number: int, error: Exception) -> list[Posted]:
         with work.write() as transaction:
             transaction.execute(_SET_ASIDE, id=number, error=f"it can't be read: {error_text(error)}")
         return []
 
-    parts = process_in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
+    parts = process_in_parts(
+        work, step, numbers, process=process, quarantine_one=quarantine_one, name=lambda number: f"alert={number}"
+    )
     return [alert for some in parts for alert in some]
 
 

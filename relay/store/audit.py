@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config
-from inbox.config.routing import kind_of_lane, possible_lanes
+from inbox.config.routing import get_lane_kind, possible_lanes
 from inbox.db.dialect import as_list
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
@@ -27,7 +27,7 @@ SPAN_SEQS = 500
 
 _FACTS_AT_A_TIME = 200
 _PATIENT = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
-"""This reader blocks no one, and a host that is busy for 3 s must not end `relay verify`."""
+"""This reader blocks no other transaction, so `relay verify` may survive a host that is busy for some seconds."""
 _PRUNED_AFTER = timedelta(days=RETENTION_FLOOR_DAYS)
 
 FindingName = Literal[
@@ -42,7 +42,7 @@ FindingName = Literal[
     "due_at",  # the row is due before its last failure allows
     "occurred_at",  # row and event have different times
     "lane",  # the row is in a lane that its event can't have
-    "contradiction",  # a fact can't follow the one before
+    "contradiction",  # a fact can't follow the previous one
     "no_head",  # it waits in a lane without a head
     "last_delivered",  # the lane does not remember its last delivery
 ]
@@ -77,11 +77,11 @@ class Log(msgspec.Struct):
     due_at: datetime | None = None
     """The earliest time of the next attempt by the last fact."""
     contradiction: str = ""
-    """The first fact that can't follow the one before."""
+    """The first fact that can't follow the previous one."""
     delivered: Any = None
     """The row of the last success."""
     was_replayed: bool = False
-    """True when an operator replayed it, which also makes a delivery on a route that its event had not taken."""
+    """True when an operator replayed it. A replay can also create a delivery on a route that its event had not taken."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -90,7 +90,7 @@ class Stored(msgspec.Struct, frozen=True):
     seq: int
     route: str
     event: Any
-    """Its row of the inbox; None if missing."""
+    """Row of the event in the inbox; None if missing."""
     row: OpenDelivery | None
     log: Log
     differences: list[Difference]
@@ -102,19 +102,19 @@ class Stored(msgspec.Struct, frozen=True):
 
     @property
     def lanes(self) -> frozenset[str]:
-        """The possible lanes of its event."""
+        """The lanes in which the event may be."""
         event = self.event
         return possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
 
     @property
     def lane_of_success(self) -> str | None:
-        """The lane that has to remember its last success; None without one, in a lane of its own, or after an erasure."""
+        """The lane that must remember the last success; None without a success, for a single-event lane, or after an erasure."""
         is_remembered = self.log.delivered is not None and self.event.erased_at is None
         kind = self.log.delivered.lane or "entity" if is_remembered else "event"
-        return None if kind == "event" else next((lane for lane in self.lanes if kind_of_lane(lane) == kind), None)
+        return None if kind == "event" else next((lane for lane in self.lanes if get_lane_kind(lane) == kind), None)
 
     def add_difference(self, finding: FindingName, facts_say: object, stored: object) -> None:
-        """Note a difference."""
+        """Add a difference."""
         lane = None if self.row is None else self.row.lane
         self.differences.append(Difference(finding, self.seq, self.route, lane, str(facts_say), str(stored)))
 
@@ -153,7 +153,7 @@ def examine(
 
     Call it in a snapshot, or under the order lock with the rows `locked`. On Postgres a receiver may commit between two
     statements under the lock, so the events are read first: their deliveries were committed with them. A row without an
-    event may have got one since, so the statement that removes it must check again.
+    event may have got its event meanwhile, so the statement that removes the row must check again.
     """
     events = {row.seq: row for row in transaction.execute(_EVENTS, wanted=seqs)}
     found = transaction.execute(_ROWS[locked], wanted=seqs)
@@ -181,7 +181,7 @@ def examine(
 
 
 def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
-    """Read the facts of one delivery, in order of id, and check that each can follow the one before.
+    """Read the facts of one delivery, in order of id, and check that each can follow the previous one.
 
     Args:
         rows: its rows of `delivery_log`.
@@ -264,7 +264,7 @@ def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Store
     known = read_last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
     for stored, lane in delivered:
         newest = known.get((stored.route, lane))
-        if newest is None or newest.key < (as_time(stored.event.occurred_at), stored.seq):
+        if newest is None or newest.position < (as_time(stored.event.occurred_at), stored.seq):
             told = "nothing was delivered" if newest is None else f"seq {newest.seq} was the newest delivered"
             stored.differences.append(Difference("last_delivered", stored.seq, stored.route, lane, "delivered", told))
 

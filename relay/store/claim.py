@@ -1,7 +1,7 @@
 """Claim: leases heads. Relays share the work through the database alone; leases and due times use the database's clock.
 
-An attempt counts once its lease is committed; its event is loaded afterwards. So a body that kills the process, or is too
-slow to load, is not loaded again until the lease has expired, and is handled like any other crash.
+An attempt counts once its lease is committed, and its event is loaded afterwards. So a body that kills the process, or
+loads too slowly, is handled like any other crash: it is not loaded again until the lease has expired.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
-from relay.store.database import LATE, Database, ScanStarts
+from relay.store.database import COMMIT_LAG, Database, ScanStarts
 from relay.store.deliveries import format_key
 from relay.store.events import load_events
 from relay.store.gates import ENTITY_NOT_PAUSED, GateRow, lock_all, store_breakers, use_rates
@@ -39,15 +39,15 @@ from relay.store.work import Work
 STEP = "claim"
 STEP_OF_SUSPECTS = "claim_suspect"
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
-"""The longest wait for the probe of a breaker, whose relay may have died."""
+"""The longest wait for the result of a breaker's probe, as the relay that makes it may have died."""
 MOST_BYTES = 32 * 1024 * 1024
 """Bytes of bodies that a relay holds, divided among its destinations; a larger body is held alone."""
 LOADED_AT_ONCE = 4 * 1024 * 1024
-"""Bytes of bodies that are read together; a larger one is read alone. Loading from Postgres takes three times as much memory."""
+"""Bytes of bodies that are read together; a larger body is read alone. Loading from Postgres takes three times the memory."""
 MANY_ROUTES = 16
-"""Number of routes above which one statement first finds those with due deliveries."""
+"""Number of routes above which a separate statement first finds the routes with due deliveries."""
 LONGEST_SECONDS = LOCKED_ROW_SECONDS / 2
-"""Time after which a claim starts on no further route: others wait for its rows. Callers rotate the order of the routes."""
+"""Time after which a claim starts no further route, as others wait for its rows. Callers rotate the order of routes."""
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -56,7 +56,7 @@ class FreeCapacity(NamedTuple):
     """The free capacity of a destination, in deliveries and bytes. The last delivery may exceed the bytes."""
 
     routes: Sequence[str]
-    """Its routes, in the order of their turns."""
+    """Routes to the destination, in the order in which they are claimed."""
     number: int
     most_bytes: int = MOST_BYTES
 
@@ -66,8 +66,8 @@ def claim(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts | None =
 
     `scans` keeps scan positions between claims; without it each claim scans from the beginning.
 
-    Any relay may claim any head. Order depends not on row locks but on each lane having one head, so SKIP LOCKED is a mere
-    optimisation. A head that can't be loaded becomes dead, and the others are claimed.
+    Any relay may claim any head. SKIP LOCKED only avoids waits: each lane has one head, so a second one can't be
+    claimed. A head that can't be loaded becomes dead, and the others are claimed.
     """
     return _load(work, _lease_wanted(work, wanted, scans or ScanStarts()), step=STEP)
 
@@ -109,8 +109,8 @@ def _lock_rate_limits(work: Work, transaction: Transaction, routes: Iterable[str
 def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     """Load the events of leased deliveries. A delivery that can't be loaded becomes dead.
 
-    One delivery that is too slow to load is skipped until its lease expires. At a second one, or if the database can't
-    load any, as without a table, the rest are given back.
+    A delivery that is too slow to load is skipped until its lease expires. After a second slow one, or if the database
+    can't load any delivery (such as without a table), the rest are given back.
     """
     loaded: list[Delivery] = []
     too_slow = 0
@@ -130,8 +130,8 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
                 if len(some) > 1:
                     todo.extend([row] for row in some)
                 else:
-                    _quarantine(work, some[0], error, step=step)
-            else:  # after the transaction has ended: deliveries that are given back must not be attempted
+                    _set_aside_unloadable(work, some[0], error, step=step)
+            else:  # only after the read succeeds, as an error gives these rows back
                 loaded += some_loaded
             todo.popleft()
     except Exception as error:
@@ -143,8 +143,8 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     return loaded
 
 
-def _quarantine(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
-    """Quarantine a delivery that can't be loaded. If that fails, too, its lease expires."""
+def _set_aside_unloadable(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
+    """Quarantine a delivery that can't be loaded. If that fails too, its lease expires."""
     key = (row.seq, row.route)
     work.observer.on_failed_alone(FailedAlone(step, format_key(key), error_text(error)))
     if blames_items(error):
@@ -167,10 +167,11 @@ def _split_by_size(leased: Sequence[Any]) -> list[list[Any]]:
 
 
 def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list[Delivery]:
-    """Lease one due head of a route whose breaker may be probed, and record that its attempt is the probe.
+    """Lease one due head of a route whose breaker may be probed, and set the breaker half open.
 
-    If only a suspect can be claimed, it leases that, or the breaker would never close. It leases nothing if another relay
-    is probing or has locked the route, or if the breaker has opened again. Unloadable heads are handled as in `claim`.
+    If only a suspect can be claimed, it leases the suspect: otherwise the breaker would never close. It leases nothing
+    if another relay is probing or has locked the route, or if the breaker has opened again. Unloadable heads are handled as
+    in `claim`.
     """
     try:
         with work.write() as transaction:
@@ -178,7 +179,7 @@ def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list
     except DBAPIError as error:
         if not is_wait_timeout(error):
             raise
-        work.skip_routes(STEP, {route}, error)
+        work.rest_routes(STEP, {route}, error)
         return []
     return _load(work, rows, step=STEP)
 
@@ -204,10 +205,10 @@ def _probe(work: Work, transaction: Transaction, now: datetime, route: str, scan
 def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     """Lease at most one suspect: a due head whose lease expired several times in a row, so it may have killed the process.
 
-    `claim` skips suspects. With one suspect in hand at a time, a crash identifies its cause, and the innocent ones get
-    through. Unloadable heads are handled as in `claim`.
+    `claim` skips suspects. With one suspect in hand at a time, a crash identifies its cause, and innocent suspects are
+    delivered. Unloadable heads are handled as in `claim`.
     """
-    with work.database.read() as reading:  # usually there are none: avoid a write transaction
+    with work.database.read() as reading:  # usually no suspect exists: avoid a write transaction
         if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
@@ -265,7 +266,7 @@ class _Claim:
     def claim_route(self, route: str, most: int, most_bytes: int) -> list[ClaimedRow]:
         """Claim the first due deliveries, as many as the rate limits allow, and use the limits.
 
-        All due deliveries before the last claimed one are then claimed, locked by others, or paused.
+        No claimable delivery is then due before the last claimed one, so the next scan may begin there.
         """
         affordable = self._afford(route, most)
         if affordable <= 0:
@@ -276,7 +277,7 @@ class _Claim:
         fitting = list(_take_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
-            start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
+            start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - COMMIT_LAG
         if fitting:
             self._use(route, len(fitting))
         return self._lease_rows(fitting)
@@ -354,7 +355,7 @@ _LARGEST = 2**31 - 1
 """The column's largest value: a row edited by hand must not make the statement fail for all others."""
 
 
-# Checks the state again, so that it also holds without the row lock; `|| ''` keeps the planner from using an index for it.
+# Checks the state again, as SQLite has no row locks; `|| ''` keeps the planner from using an index for it.
 _LEASE = Statement(f"""
 UPDATE open_delivery
 SET state = 'in_flight', due_at = NULL,

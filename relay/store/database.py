@@ -23,8 +23,8 @@ WHOLE_EVERY_SECONDS = 1.0
 _PART_OF_THE_TIME = 1 / 30
 """The largest share of time for scans from the beginning."""
 
-LATE = timedelta(seconds=5)
-"""The longest time from a due time to its commit: a relay's transaction may idle for 3 s at most."""
+COMMIT_LAG = timedelta(seconds=5)
+"""The longest time from a due time to its commit: a transaction on given routes ends within `HELD_SECONDS`, 5 s."""
 
 _Value = TypeVar("_Value")
 
@@ -72,7 +72,7 @@ class Database:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
         self.tally = Tally()
-        """The counts of its transactions, which a relay writes."""
+        """The throughput counts of the transactions; a relay stores them."""
         self._clock = clock
 
     @contextmanager

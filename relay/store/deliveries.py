@@ -16,7 +16,7 @@ from relay.store.transaction import Read, Transaction
 
 Key = tuple[int, str]
 """seq and route of a delivery."""
-Claimed = tuple[int, str, int]
+LeaseKey = tuple[int, str, int]
 """seq, route and the lease's token."""
 Lane = tuple[str, str]
 """Route and lane."""
@@ -24,7 +24,7 @@ Lock = Literal["none", "wait", "skip"]
 """Treatment of locked rows: `wait` for them or `skip` them; `none` takes no locks."""
 
 
-def claim_of(delivery: Delivery) -> Claimed:
+def lease_key_of(delivery: Delivery) -> LeaseKey:
     """Return the claim of a delivery."""
     return (delivery.seq, delivery.route, delivery.lease_token)
 
@@ -64,8 +64,8 @@ def read_rows(transaction: Transaction, keys: Iterable[Key], lock: Lock) -> list
     return transaction.execute(statement, **parameters)
 
 
-def select_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
-    """Return the rows that these claims still hold: the fence. Results of an older and the present claim may come together."""
+def select_leased(rows: Iterable[Any], claims: Iterable[LeaseKey]) -> dict[LeaseKey, Any]:
+    """Return the rows that these claims still hold: the fence. `claimed` may have an old and the current claim of a delivery."""
     in_flight = {(row.seq, row.route): row for row in rows if row.state == State.IN_FLIGHT}
     return {
         claim: row for claim in claims if (row := in_flight.get(claim[:2])) is not None and row.lease_token == claim[2]
@@ -75,7 +75,7 @@ def select_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claime
 def read_deliveries(
     transaction: Transaction, keys: Iterable[Key], *states: State, lock: Lock = "wait"
 ) -> list[OpenDelivery]:
-    """Read those of these deliveries that are in one of the `states`; without states, all."""
+    """Read the given deliveries that are in one of the `states`, or all of them without states."""
     rows = read_rows(transaction, keys, lock)
     return [as_open_delivery(row) for row in rows if not states or row.state in states]
 
@@ -102,7 +102,7 @@ def write_back(transaction: Transaction, changed: Iterable[OpenDelivery]) -> Non
     """
     rows = sorted(changed, key=lambda row: (row.seq, row.route))
     history = [
-        (row.seq, row.route, facts.kind_of(fact), *astuple(standing), transaction.node, facts.detail_of(fact))
+        (row.seq, row.route, facts.get_kind(fact), *astuple(standing), transaction.node, facts.get_detail(fact))
         for row in rows
         for fact, standing in zip(row.facts, row.standings, strict=True)
     ]
@@ -113,13 +113,13 @@ def write_back(transaction: Transaction, changed: Iterable[OpenDelivery]) -> Non
     stay = [row for row in rows if row.state is not State.ENDED]
     for are_heads in (False, True):
         if group := [row for row in stay if (row.state in HEADS) is are_heads]:
-            transaction.execute(MOVE, moved=group)
+            transaction.execute(UPDATE_ROWS, moved=group)
 
 
 def remove(transaction: Transaction, ended: Iterable[OpenDelivery]) -> None:
     """Delete the rows of these deliveries from `open_delivery`."""
     if keys := [(row.seq, row.route) for row in ended]:
-        transaction.execute(END, ended=keys)
+        transaction.execute(DELETE_ROWS, ended=keys)
 
 
 def limit_to_run(fact: str, rows: str) -> str:
@@ -139,13 +139,13 @@ SELECT (SELECT {sql.now}), {", ".join(_FACTS)}
 FROM {sql.rows("facts", **_FACTS)}
 """)
 
-END = Statement(f"""
+DELETE_ROWS = Statement(f"""
 DELETE FROM open_delivery AS o
 WHERE (o.seq, o.route) IN (SELECT seq, route FROM {sql.keys("ended")}){sql.match_keys("o", "ended")}
 """)
 
 _MOVED = {"state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"}
-MOVE = Statement(f"""
+UPDATE_ROWS = Statement(f"""
 UPDATE open_delivery AS o
 SET {", ".join(f"{column} = moved.{column}" for column in _MOVED)}, lease_until = NULL, lease_token = NULL, relay_node = NULL
 FROM {sql.rows("moved", seq="bigint", route="text", **_MOVED)}

@@ -10,11 +10,11 @@ from sqlalchemy import text
 from inbox.db.dialect import as_list, error_text
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
-from relay.delivery.lifecycle import State, append
+from relay.delivery.lifecycle import State, apply_fact
 from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
 from relay.store.deliveries import Key
-from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.reopen import find_open_or_ended, keep_payloads, reinsert_and_settle
 from relay.store.sequence import read_last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -22,7 +22,7 @@ from relay.store.work import Work, process_in_parts
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
-"""Limit that keeps each round's order lock short. Usually an event has a few rows; nothing relies on that."""
+"""Rows per round, so that the order lock is short. An event usually has few rows, but correctness does not depend on that."""
 
 
 class Unjudged(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Judged(msgspec.Struct, frozen=True):
     handled: int
     """Rows of `duplicate_request` that were judged."""
     rearmed: int
-    """Deliveries that will be made again."""
+    """Deliveries that will be attempted again."""
     rest: Unjudged | None = None
     """The events of the next round, which follows at once; None if all were judged."""
 
@@ -64,8 +64,8 @@ def judge_duplicates(work: Work, rest: Unjudged | None = None) -> Judged:
         work,
         "judge_duplicates",
         seqs,
-        part=lambda few: judge(work, {seq: routes[seq] for seq in few}),
-        alone=lambda seq, error: _store_error(work, seq, error),
+        process=lambda few: judge(work, {seq: routes[seq] for seq in few}),
+        quarantine_one=lambda seq, error: _store_error(work, seq, error),
         name=lambda seq: f"seq={seq}",
         routes_of=lambda seq: {name for _, name in _keys_in_question({seq: routes[seq]}, work.policies)},
     )
@@ -77,7 +77,7 @@ def judge_duplicates(work: Work, rest: Unjudged | None = None) -> Judged:
 
 
 def _store_error(work: Work, seq: int, error: Exception) -> Judged:
-    """Store the error with this event's duplicates, which skips them until it is cleared."""
+    """Store the error with this event's duplicates. They are skipped until the error is cleared."""
     with work.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
     return Judged(0, 0)
@@ -90,11 +90,11 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     deliveries that may be rearmed.
 
     Only on `latest` routes that fetch can a duplicate report a second change; elsewhere it is the same event. A delivery
-    that has not fetched yet includes the change anyway. One in flight may have fetched already, so its duplicates are
-    judged when it has ended. An event of an unknown route is left for a while to relays whose configuration has the route.
+    that has not fetched yet includes the change anyway. A delivery in flight may have fetched already, so its duplicates
+    are judged after it ends. Relays whose configuration has an unknown route get some time to judge its events first.
 
-    Receivers don't take the order lock, and may add duplicates meanwhile, which are judged later. So rows are marked by
-    id and count as read, and not by a range of ids, which commit in any order.
+    Receivers don't take the order lock, and may add duplicates meanwhile, which are judged later. Rows are
+    marked by the ids and counts that were read. A range of ids would be unsafe, as ids commit in any order.
     """
     policies = work.policies
     with work.write() as transaction:
@@ -108,12 +108,13 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         newest: dict[int, int] = {}
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
-        found = find(transaction, work.config, [key for key in keys if key[0] in newest])
+        found = find_open_or_ended(transaction, work.config, [key for key in keys if key[0] in newest])
         lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in found})
         uncovered = [
             row
             for row in found
-            if (last := lasts.get((row.route, row.lane))) is None or not covers(last, row.key, policies[row.route].skew)
+            if (last := lasts.get((row.route, row.lane))) is None
+            or not covers(last, row.position, policies[row.route].skew)
         ]
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT} | {
             row.seq
@@ -122,8 +123,8 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         }
         ended = [row for row in uncovered if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided]
         kept = keep_payloads(transaction, (row.seq for row in ended)) if ended else set()
-        again = [append(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
-        take_up(transaction, found, again, policies)
+        again = [apply_fact(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
+        reinsert_and_settle(transaction, found, again, policies)
         decided = [(row.id, row.times) for row in repeats if row.seq not in undecided]
         handled = transaction.execute(_HANDLE, decided=decided, at=now)
     return Judged(len(handled), len(again))

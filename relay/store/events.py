@@ -40,7 +40,7 @@ def load_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
 
 
 def read_payloads(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
-    """Read those of these payloads that still exist.
+    """Read the payloads of these events that still exist.
 
     The numbers are literals, so that Postgres opens only the partitions that contain them. With parameters it opens every
     partition, which takes 90 ms for 400 of them.
@@ -143,8 +143,8 @@ class Chosen(msgspec.Struct, frozen=True):
 def read_entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
     """Read the newest events of the next entities after this place, as if each were delivered now.
 
-    If the route fetches, these are the last that arrived, including events that did not take the route: the present state
-    of their entities may concern it. Without fetch, they are the newest by their own time that the route takes.
+    If the route fetches, these are the last that arrived, including events that did not take the route: the current
+    state of their entities may concern it. Without fetch, they are the newest by their own time that the route takes.
     """
     route = chosen.route
     statement = _NEWEST_TAKEN if route.api is None else _NEWEST[bool(route.when.entity_type)]
@@ -221,6 +221,6 @@ _TAKEN_OF_ONE = (
 )
 _TAKEN = f"(SELECT entity_type, entity_id {_NAMED_ENTITIES} AND {_IS_TAKEN} {_IN_PAGES}) AS found"
 _NEWEST_TAKEN = Statement(f"""
-SELECT i.seq, {_EVENT} FROM {sql.first_of(_TAKEN, "inbox i", _TAKEN_OF_ONE, "i.occurred_at DESC, i.seq DESC", "1")}
+SELECT i.seq, {_EVENT} FROM {sql.select_first(_TAKEN, "inbox i", _TAKEN_OF_ONE, "i.occurred_at DESC, i.seq DESC", "1")}
 ORDER BY i.entity_type, i.entity_id
 """)

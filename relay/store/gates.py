@@ -23,19 +23,19 @@ from relay.store.work import Work, process_in_parts
 
 
 def read_gates(work: Work) -> Gates:
-    """Read the gates, except those of entities. An unreadable gate counts as paused, so only its deliveries are held back."""
+    """Read the gates, except those of entities. An unreadable gate counts as paused, so it holds back only its own deliveries."""
     with work.database.read() as transaction:
         now = transaction.now()
         keys = [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
-    def part(some: Sequence[GateKey]) -> dict[GateKey, GateRow]:
+    def process(some: Sequence[GateKey]) -> dict[GateKey, GateRow]:
         with work.database.read() as transaction:
             return _as_gates(transaction.execute(_GATES_OF, gates=some))
 
-    def alone(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
+    def quarantine_one(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
         return {key: GateRow(Breaker(), is_paused=True)}
 
-    parts = process_in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
+    parts = process_in_parts(work, "look_at_gates", keys, process=process, quarantine_one=quarantine_one, name=" ".join)
     found = {key: gate for part in parts for key, gate in part.items()}
     return Gates(
         now,
@@ -107,7 +107,7 @@ def lock_all(
     """Lock these gates in one statement, in key order, after inserting missing rows.
 
     Call it once per transaction, with all gates. Two transactions that lock the same gates in several calls may deadlock:
-    when claims locked route by route, they did once a second. So may inserting a row while others are locked. Without the
+    claims that locked route by route did so once a second. Inserting a row while others are locked may also deadlock. Without the
     order lock, a gate that an operator is resuming may be missing from the result; with `skips_locked`, so are gates that
     another transaction has locked.
     """
@@ -134,7 +134,7 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
     """Use an endpoint's rate limit for one call outside a claim.
 
     Returns:
-        0; or the seconds to wait before trying again, if the limit is used up.
+        0, or the seconds to wait before trying again if the limit is used up.
     """
     with database.write() as transaction:
         gate, now = lock_all(transaction, [rate_limit.key]).get(rate_limit.key), transaction.now()
@@ -164,7 +164,7 @@ def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool
     """Pause this gate: deliveries that pass it are not claimed, and new ones wait.
 
     Returns:
-        Whether it was open before; an existing pause keeps its operator and reason.
+        Whether the gate was open before. An existing pause keeps its operator and reason.
     """
     return bool(transaction.execute(_PAUSE, kind=key[0], name=key[1], who=who, why=why))
 
@@ -202,11 +202,11 @@ def read_closed_gates(database: Database) -> list[Row]:
 
 def read_closed_gates_in(transaction: Transaction) -> list[Row]:
     """Read the same gates within a transaction."""
-    return transaction.rows_of(_HELD_BACK)
+    return transaction.fetch_rows(_HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
-    """Convert the breaker columns of a row."""
+    """Convert the breaker columns of a row to a breaker."""
     return Breaker(
         BreakerState(row.breaker),
         None if row.breaker_until is None else as_time(row.breaker_until),

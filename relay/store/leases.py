@@ -12,11 +12,11 @@ from inbox.events import states
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import list_deaths
 from relay.delivery.facts import AnyFact
-from relay.delivery.lifecycle import append
+from relay.delivery.lifecycle import apply_fact
 from relay.delivery.policy import LEFT_TO_OTHERS, decide_abandoned
 from relay.store.alerts import store_alerts
 from relay.store.database import Database
-from relay.store.deliveries import Claimed, as_open_delivery, format_key, read_rows, select_leased, write_back
+from relay.store.deliveries import LeaseKey, as_open_delivery, format_key, read_rows, select_leased, write_back
 from relay.store.sequence import forget_applied, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -25,8 +25,8 @@ from relay.store.work import Work, process_in_parts
 LEASE_SECONDS = states.LEASE_SECONDS
 
 
-def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
-    """Extend these leases. Returns the extended ones; a missing one is lost, or its row is locked now.
+def renew(database: Database, held: Collection[LeaseKey]) -> set[LeaseKey]:
+    """Extend these leases. Returns the extended leases. A missing one is lost, or its row is locked now.
 
     Only leases that this process knows are renewed: a claim whose commit was never confirmed has to expire.
     """
@@ -51,35 +51,35 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(work: Work, claimed: Sequence[Claimed]) -> tuple[set[Claimed], int]:
+def give_back(work: Work, claimed: Sequence[LeaseKey]) -> tuple[set[LeaseKey], int]:
     """Give back leases whose attempt never began: the attempt is not used, and the delivery is due at once.
 
-    Their lanes are settled again, as an older event that arrived meanwhile goes first. Leases in lanes that can't be
-    settled expire; those of locked routes are skipped.
+    Their lanes are settled again, as an older event that arrived meanwhile goes first. Leases expire in lanes that can't
+    be settled; leases of resting routes are skipped.
 
     Returns:
         The processed leases, and how many of them were still held.
     """
-    done, number = set[Claimed](), 0
+    done, number = set[LeaseKey](), 0
     for some, returned in process_in_parts(
         work,
         "give_back",
         claimed,
-        part=lambda some: ({*some}, _give_back_in_order(work, some)),
-        alone=lambda one, _error: ({one}, 0),
+        process=lambda some: ({*some}, _give_back_in_order(work, some)),
+        quarantine_one=lambda one, _error: ({one}, 0),
         name=lambda one: format_key(one[:2]),
         routes_of=lambda one: one[1:2],
-        enough=len(claimed),
+        least_items=len(claimed),
     ):
         done, number = done | some, number + returned
     return done, number
 
 
-def _give_back_in_order(work: Work, claimed: Sequence[Claimed]) -> int:
+def _give_back_in_order(work: Work, claimed: Sequence[LeaseKey]) -> int:
     with work.write() as transaction:
         transaction.take_order_lock(route for _, route, _ in claimed)
         returned = transaction.execute(_GIVE_BACK, returned=claimed)
-        # Read after they become due: a head that is due later would keep its place before an older event.
+        # After the UPDATE: with an earlier time the head would look attempted, as due later, and stay ahead of an older event.
         now = transaction.now()
         lanes = [(row.route, row.lane) for row in returned]
         write_back(transaction, settle_lanes(transaction, (), work.policies, now, lanes))
@@ -98,7 +98,7 @@ RETURNING open_delivery.route, open_delivery.lane
 
 
 MOST_UNNOTICED_SECONDS = 1.0
-"""The largest step of the clock to ignore. Relays trust leases for a second less than the database, so none is lost by it."""
+"""The largest clock step to ignore. Relays stop trusting a lease a second before it expires, so a small step is harmless."""
 _QUICK_SECONDS = 0.2
 _TRIES = 3
 
@@ -125,7 +125,7 @@ class DatabaseClock:
         self._compare(now.timestamp() - after, now.timestamp() - before)
         return now
 
-    def is_settled(self) -> bool:
+    def is_steady(self) -> bool:
         """True when every living relay has renewed its leases since the last step."""
         return self._own() >= self._settled_at
 
@@ -138,25 +138,25 @@ class DatabaseClock:
             self._on_step(most - before)
 
 
-STEP = "reap"
+STEP = "rescue"
 BATCH = 200
-"""Leases in one transaction. Each may be in a separate lane, whose waiting deliveries are also folded: some 70 ms."""
+"""Leases in one transaction: some 70 ms. Each may be in a separate lane, and its waiting deliveries are folded too."""
 TOO_LONG_SECONDS = LEASE_SECONDS + 5
-"""Remaining time that no lease has by a correct clock."""
+"""Remaining time in seconds that a lease never has by a correct clock."""
 OWN_TRANSACTION = 8
 """Leases of one route that justify a separate transaction, which locks only that route."""
 
 
 def rescue_expired(
-    work: Work, trusted: Iterable[Claimed] = (), clock: DatabaseClock | None = None
+    work: Work, trusted: Iterable[LeaseKey] = (), clock: DatabaseClock | None = None
 ) -> list[tuple[int, str, AnyFact]]:
     """Rescue deliveries from expired leases, so that another attempt can be made. The effect of the last one is unknown.
 
-    Leases that end later than any can also count as expired: the database's clock was set back.
+    A lease that ends over `TOO_LONG_SECONDS` from now also counts as expired: the database's clock was set back.
 
-    Skipped are leases that this process still trusts, and for a while after a step of the `clock` all leases, as their
-    relays may be alive. A lease on an unknown route is left to relays whose configuration has the route. After
-    `LEFT_TO_OTHERS` without one, the delivery is made ready, and never dead.
+    Leases that this process still trusts are skipped. For a while after a step of the `clock`, all leases are skipped, as
+    their relays may be alive. A lease on an unknown route is left to relays whose configuration has the route. If none
+    takes it within `LEFT_TO_OTHERS`, the delivery becomes ready, but never dead.
 
     Returns:
         seq, route and fact of each rescued delivery.
@@ -164,14 +164,14 @@ def rescue_expired(
     clock = clock or DatabaseClock()
     with work.database.read() as transaction:
         now = clock.read(transaction)
-        if not clock.is_settled():
+        if not clock.is_steady():
             return []
         expired = transaction.execute(
             _EXPIRED,
             batch=BATCH,
             at=now,
             trusted=list(trusted),
-            resting=sorted(work.locked_routes.to_skip()),
+            resting=sorted(work.locked_routes.list_resting()),
             known=sorted(work.policies),
             since=-LEFT_TO_OTHERS.total_seconds(),
         )
@@ -179,20 +179,20 @@ def rescue_expired(
         work,
         STEP,
         [(row.seq, row.route, row.lease_token) for row in expired],
-        part=lambda leases: _rescue(work, clock, leases),
-        alone=lambda lease, error: _quarantine(work, lease, error),
+        process=lambda leases: _rescue(work, clock, leases),
+        quarantine_one=lambda lease, error: _quarantine(work, lease, error),
         name=lambda lease: format_key(lease[:2]),
         routes_of=lambda lease: lease[1:2],
-        enough=OWN_TRANSACTION,
+        least_items=OWN_TRANSACTION,
     )
     return [fact for part in parts for fact in part]
 
 
-def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[tuple[int, str, AnyFact]]:
+def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[LeaseKey]) -> list[tuple[int, str, AnyFact]]:
     with work.write() as transaction:
         transaction.take_order_lock(route for _, route, _ in leases)
         now = clock.read(transaction)
-        if not clock.is_settled():
+        if not clock.is_steady():
             return []
         rows = read_rows(transaction, [(seq, route) for seq, route, _ in leases], "skip")
         abandoned = []
@@ -201,7 +201,7 @@ def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list
                 continue
             delivery = as_open_delivery(row)
             abandoned.append(
-                append(delivery, decide_abandoned(delivery, row.relay_node, work.policies.get(row.route)), now)
+                apply_fact(delivery, decide_abandoned(delivery, row.relay_node, work.policies.get(row.route)), now)
             )
         store_alerts(transaction, list_deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
@@ -211,7 +211,7 @@ def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
-def _quarantine(work: Work, lease: Claimed, error: Exception) -> list[tuple[int, str, AnyFact]]:
+def _quarantine(work: Work, lease: LeaseKey, error: Exception) -> list[tuple[int, str, AnyFact]]:
     seq, route, token = lease
     dead = quarantine(work, (seq, route), cause="unprocessable", error=error, token=token)
     return [] if dead is None else [(seq, route, dead)]

@@ -38,7 +38,7 @@ def hash_config(config: Config) -> str:
 
 
 def _encode(value: object) -> str | None:
-    """Encode a value. Secrets count only as places or URLs: other values could be guessed from the hash."""
+    """Encode a value. A secret is encoded only as a place or URL, since other values could be guessed from the hash."""
     if isinstance(value, Secret):
         return value.reference if value.names_a_place or "://" in value.reference else None
     return str(value)
@@ -53,7 +53,7 @@ def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHIN
 
 def read_nodes(transaction: Transaction, within: float = GONE_SECONDS) -> list[Row]:
     """Read the relays that have not stopped and sent a heartbeat `within` these seconds, with their failing steps."""
-    rows = transaction.rows_of(_NODES, within=-float(within))
+    rows = transaction.fetch_rows(_NODES, within=-float(within))
     return [{**row, "failing": as_json(row["failing"]) or {}} for row in rows]
 
 
@@ -108,11 +108,11 @@ LIMIT 1
 
 
 _LOCK_WAIT_MS = 100
-"""The longest wait for a row: other writers hold rows briefly, so a longer lock is an operator's."""
+"""The longest wait for a row. Other writers hold rows briefly, so a longer lock belongs to an operator."""
 
 
 def flush_figures(database: Database, routes: Mapping[str, Route]) -> None:
-    """Write the counts so far, of routes and of the destinations that `routes` gives them."""
+    """Write the counts so far, by route and by the destination of each route in `routes`."""
     with database.tally.take() as figures:
         if figures:
             rows = rows_param([*figures, *_add_destinations(figures, routes)])

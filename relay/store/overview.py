@@ -16,7 +16,7 @@ from inbox.db.reads import Row
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import SENTENCES, Alert, format_sentence
-from relay.delivery.gates import GateKey, entity_of, format_gate
+from relay.delivery.gates import GateKey, format_gate, parse_entity_key
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.alerts import NEWEST
@@ -27,9 +27,9 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
-"""The most open commands, failed commands, and dead relays to list."""
+"""Maximum number of open commands, of failed commands, and of dead relays to list."""
 _LEAD = timedelta(seconds=5)
-"""Lead over the database's clock that clock skew or slow commits can explain."""
+"""Largest lead over the database's clock that clock skew or slow commits can explain."""
 
 
 class HeldGate(msgspec.Struct, frozen=True):
@@ -48,13 +48,13 @@ class HeldGate(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        """Its kind and name in words."""
+        """Kind and name of the gate in words."""
         return format_gate(self.kind, self.name)
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """The selection fields that name it."""
-        entity = entity_of(self.name) if self.kind == "entity" else None
+        """The selection fields that name the gate."""
+        entity = parse_entity_key(self.name) if self.kind == "entity" else None
         if entity is None:
             return {self.kind: self.name}
         return dict(zip(("source", "entity_type", "entity_id"), entity, strict=True))
@@ -127,9 +127,9 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             held,
             tuple(_read_relays(transaction, in_flight)),
             alerts,
-            tuple(transaction.rows_of(_OPEN_OR_FAILED, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))),
-            tuple(transaction.rows_of(reads.SWEEPS)),
-            tuple(transaction.rows_of(reads.RETENTION)),
+            tuple(transaction.fetch_rows(_OPEN_OR_FAILED, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))),
+            tuple(transaction.fetch_rows(reads.SWEEPS)),
+            tuple(transaction.fetch_rows(reads.RETENTION)),
             {row.name: at for row in transaction.execute(NEWEST_TIMES) if (at := as_time(row.at)) > now + _LEAD},
         )
 
@@ -159,7 +159,7 @@ def _find_held(
 
 def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
     kind, name = key
-    entity = entity_of(name) if kind == "entity" else None
+    entity = parse_entity_key(name) if kind == "entity" else None
     return (key if entity is None else ("source", entity[0])) in policy.gates
 
 

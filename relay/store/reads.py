@@ -22,7 +22,7 @@ from relay.store.transaction import Transaction
 def read_backlog(database: Database) -> list[Row]:
     """Read the view `backlog`: open deliveries of each route by state."""
     with database.read() as transaction:
-        return transaction.rows_of(text("SELECT * FROM backlog ORDER BY route"))
+        return transaction.fetch_rows(text("SELECT * FROM backlog ORDER BY route"))
 
 
 RETENTION = text("""
@@ -58,7 +58,7 @@ def record_reveal(database: Database, seq: int, *, who: str, reason: str) -> int
 def read_reveals(database: Database, seq: int) -> list[Row]:
     """Read the last `MOST_REVEALS` reveals of an event, the newest first: `id`, `at`, `who` and `reason`."""
     with database.read() as transaction:
-        return transaction.rows_of(_REVEALS, seq=seq, most=MOST_REVEALS)
+        return transaction.fetch_rows(_REVEALS, seq=seq, most=MOST_REVEALS)
 
 
 _INSERT_REVEAL = Statement(
@@ -70,7 +70,7 @@ _REVEALS = text("SELECT id, at, who, reason FROM payload_reveal WHERE seq = :seq
 
 
 MOST_GROUPED = 5000
-"""Dead letters to group, of the newest events."""
+"""Maximum number of dead letters to group, those of the newest events."""
 MOST_SHOWN = 300
 """Characters of the error that a group shows."""
 
@@ -81,7 +81,7 @@ class DeadGroup(msgspec.Struct, frozen=True):
     route: str
     cause: str | None
     error: str | None
-    """Its first `MOST_SHOWN` characters."""
+    """First `MOST_SHOWN` characters of the error."""
     error_sha256: str | None
     """SHA-256 of the full error: the condition for acting on this group alone."""
     count: int
@@ -104,10 +104,10 @@ def group_dead_letters(
     """Group the newest dead letters, the largest groups first; `since` applies to the time of their death.
 
     Returns:
-        The groups, the number of dead letters examined, and whether that is all of them and all groups.
+        The groups, the number of dead letters examined, and whether these are all dead letters and all groups.
     """
     given = {"route": route, "cause": cause, "since": since}
-    rows = transaction.rows_of(_GROUPED, **given, most=MOST_GROUPED, limit=limit + 1)
+    rows = transaction.fetch_rows(_GROUPED, **given, most=MOST_GROUPED, limit=limit + 1)
     looked_at = max((row.pop("among") for row in rows), default=0)
     groups = [DeadGroup(**row) for row in rows]
     return groups[:limit], looked_at, len(groups) <= limit and looked_at < MOST_GROUPED

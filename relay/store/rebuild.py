@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from inbox.config.model import Config
-from inbox.config.routing import OWN_LANE, lane_of
+from inbox.config.routing import OWN_LANE, name_lane
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OPEN, OpenDelivery, State, restore
@@ -20,7 +20,7 @@ from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
 from relay.store.deliveries import Lane, remove, write_back
-from relay.store.record import Success, remember_delivered
+from relay.store.record import LaneRow, remember_delivered
 from relay.store.reopen import insert
 from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
@@ -31,12 +31,12 @@ from relay.store.work import Work, process_in_parts
 def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterator[Checked]:
     """Restore `open_delivery` and `lane` to the state that follows from the log.
 
-    A delivery that lost its row gets it back, one that has ended loses it, a lane without a head gets one. If a fact can't
-    follow the one before, both stay, and a fact `corrected` confirms the last one. Running calls are not disturbed, unless
-    their delivery must not be open.
+    A delivery that lost its row gets it back, an ended delivery loses its row, and a lane without a head gets one. If a
+    fact can't follow the previous one, both stay, and a fact `corrected` confirms the last one. Running calls are not
+    disturbed, unless their delivery must not be open.
 
     Yields:
-        The repaired differences of each chunk. Others, in flight or beyond repair, are missing: `verify` still reports them.
+        The repaired differences of each chunk. Differences in flight or beyond repair are left out; `verify` reports them.
     """
     work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
@@ -44,7 +44,7 @@ def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterat
             work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),
-            part=partial(_repair, work, who, why),
+            process=partial(_repair, work, who, why),
             name=lambda seq: f"seq={seq}",
         )
         yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
@@ -53,7 +53,7 @@ def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterat
 def _repair(work: Work, who: str, why: str, seqs: Sequence[int]) -> list[Difference]:
     """Examine these seqs again under the order lock, and repair the differences that remain.
 
-    Receivers don't take that lock, but the events that they add have other seqs.
+    Receivers don't take that lock, but the events that they add have different seqs.
     """
     with work.database.write() as transaction:
         now = transaction.take_order_lock(keeps_payloads=True)  # retention deletes no event whose facts are read here
@@ -104,7 +104,7 @@ def _choose_lane(stored: Stored, config: Config) -> str:
     event = stored.event
     if stored.route in config.routes:
         route = config.routes[stored.route]
-        return lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+        return name_lane(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
     return max(stored.lanes, key=lambda lane: (not lane.startswith(OWN_LANE), len(lane)))
 
 
@@ -117,7 +117,7 @@ def _is_new(row: OpenDelivery | None, must: OpenDelivery) -> bool:
 def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[Stored]:
     """Remove rows without an event, and return the removed ones.
 
-    The statement checks for the event itself: on Postgres it may have been committed since the strays were read.
+    The statement checks for the event itself: on Postgres it may have been committed after the rows were read.
     """
     if not strays:
         return []
@@ -126,9 +126,9 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
-def _list_last_delivered(wrong: Iterable[Stored]) -> list[Success]:
-    """Return the newest delivery of each lane that does not remember it. The log does not have its hash."""
-    newest: dict[Lane, Success] = {}
+def _list_last_delivered(wrong: Iterable[Stored]) -> list[LaneRow]:
+    """Return the newest delivery of each lane that does not remember it, without its hash, which the log lacks."""
+    newest: dict[Lane, LaneRow] = {}
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):
         began, modified = stored.log.delivered.fetch_began_at, stored.log.delivered.last_modified

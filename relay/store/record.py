@@ -14,7 +14,7 @@ from relay.delivery import facts
 from relay.delivery.alerts import list_deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import STOPPED, GateKey, Report
-from relay.delivery.lifecycle import OpenDelivery, append
+from relay.delivery.lifecycle import OpenDelivery, apply_fact
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Unchanged
 from relay.delivery.policy import (
     NO_HISTORY,
@@ -24,7 +24,7 @@ from relay.delivery.policy import (
     Policies,
     RoutePolicy,
     decide,
-    endpoint_of,
+    find_endpoint,
     find_failed_endpoint,
     list_breaker_reports,
     list_hold_requests,
@@ -32,10 +32,10 @@ from relay.delivery.policy import (
 )
 from relay.store.alerts import store_alerts
 from relay.store.deliveries import (
-    Claimed,
+    LeaseKey,
     as_open_delivery,
-    claim_of,
     format_key,
+    lease_key_of,
     limit_to_run,
     select_leased,
     select_rows,
@@ -45,10 +45,10 @@ from relay.store.gates import report_to_breakers
 from relay.store.sequence import (
     find_lanes_in_doubt,
     forget_applied,
-    heal,
     quarantine,
     select_first_waiting,
     settle_lanes,
+    supersede_older_dead,
 )
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
@@ -73,10 +73,10 @@ def record(
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
-    """Record the outcomes of attempts in few transactions, by route, and in smaller parts if one can't be recorded.
+    """Record outcomes of attempts in few transactions, by route. If one can't be recorded, use smaller transactions.
 
-    That delivery becomes dead with the cause `unrecordable`. If even that fails, its lease expires, and it is rescued.
-    Outcomes of locked routes are skipped: pass them again.
+    A delivery that can't be recorded even alone becomes dead with the cause `unrecordable`. If that fails too, its lease
+    expires, and it is rescued. Outcomes of resting routes are skipped: pass them again.
 
     Args:
         work: the context of the relay that made the attempts.
@@ -88,21 +88,21 @@ def record(
         The recorded outcomes of each transaction, after its commit.
     """
 
-    def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
+    def process(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
         return _record(work, some, recently_failing=recently_failing, host_now=host_now)
 
-    def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
-        return [_quarantine(work, one[0], error)]
+    def quarantine_one(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
+        return [_quarantine_unrecordable(work, one[0], error)]
 
     yield from process_in_parts(
         work,
         STEP,
         outcomes,
-        part=part,
-        alone=alone,
+        process=process,
+        quarantine_one=quarantine_one,
         name=_name,
         routes_of=lambda one: (one[0].route,),
-        enough=OWN_TRANSACTION,
+        least_items=OWN_TRANSACTION,
     )
 
 
@@ -110,7 +110,7 @@ def _name(one: tuple[Delivery, Outcome]) -> str:
     return format_key((one[0].seq, one[0].route))
 
 
-def _quarantine(work: Work, delivery: Delivery, error: Exception) -> Recorded:
+def _quarantine_unrecordable(work: Work, delivery: Delivery, error: Exception) -> Recorded:
     """Quarantine a delivery whose outcome can't be recorded."""
     key = (delivery.seq, delivery.route)
     try:
@@ -132,8 +132,8 @@ def _record(
 ) -> list[Recorded]:
     policies = work.policies
     with work.write() as transaction:
-        claims = {claim_of(delivery) for delivery, _ in handed_in}
-        now, (rows, first) = transaction.take_order_lock_and_read(
+        claims = {lease_key_of(delivery) for delivery, _ in handed_in}
+        now, (rows, first_waiting) = transaction.take_order_lock_and_read(
             {route for _, route, _ in claims},
             select_rows([claim[:2] for claim in claims], "wait"),
             select_first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
@@ -141,7 +141,7 @@ def _record(
         leased = {claim: as_open_delivery(row) for claim, row in select_leased(rows, claims).items()}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
         outcomes = [(delivery, _shift_to_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
-        held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
+        held = [(delivery, outcome) for delivery, outcome in outcomes if lease_key_of(delivery) in leased]
         histories = _read_histories(transaction, held, policies)
         breakers = report_to_breakers(
             transaction,
@@ -150,32 +150,34 @@ def _record(
             now,
             [*_list_hold_requests(outcomes, policies)],
         )
-        made: dict[Claimed, AnyFact] = {}
+        made: dict[LeaseKey, AnyFact] = {}
         changed: list[OpenDelivery] = []
         for delivery, outcome in held:
             history = histories.get((delivery.seq, delivery.route), NO_HISTORY)
             policy = policies.get(delivery.route, UNKNOWN_ROUTE)
-            endpoint = endpoint_of(outcome, policy)
+            endpoint = find_endpoint(outcome, policy)
             is_stopped = endpoint in breakers and breakers[endpoint].state in STOPPED
-            claimed = claim_of(delivery)
+            claimed = lease_key_of(delivery)
             made[claimed] = fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
-            changed.append(append(leased[claimed], fact, now))
+            changed.append(apply_fact(leased[claimed], fact, now))
         store_alerts(transaction, list_deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
-        healed = heal(transaction, delivered, policies, now)
-        # The deliveries were in flight, so they were the heads of their lanes.
-        settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
+        healed = supersede_older_dead(transaction, delivered, policies, now)
+        # Only heads are in flight, so `changed` has the head of each lane.
+        settled = settle_lanes(
+            transaction, [*changed, *healed], policies, now, first_waiting=first_waiting, heads_are_known=True
+        )
         transaction.queue_writes()
         write_back(transaction, settled)
         successes = (_as_success(*one, policies.get(one[0].route, UNKNOWN_ROUTE)) for one in held)
         remember_delivered(transaction, (each for each in successes if each is not None))
         forget_applied(transaction, find_lanes_in_doubt(held))
         _count_failures(transaction, held, policies)
-    return [Recorded(delivery, made.get(claim_of(delivery))) for delivery, _ in handed_in]
+    return [Recorded(delivery, made.get(lease_key_of(delivery))) for delivery, _ in handed_in]
 
 
 def _shift_to_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
-    """Shift the fetch time of an outcome to the database's clock: a fetch in the future would cover changes still to come."""
+    """Move the fetch time back if this host's clock is ahead: otherwise the fetch would seem to include later changes."""
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
         return outcome
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
@@ -192,9 +194,10 @@ def _list_reports(
 
 
 def _count_failures(transaction: Transaction, outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> None:
-    """Count the failures of each route since its last success, which ends them.
+    """Count the failures of each route since its last success. A success deletes the count.
 
-    An attempt without a call counts as neither. One that sent nothing to its destination only shows that its api works.
+    An attempt without a call counts as neither. An attempt that sent nothing to its destination only shows that its api
+    works.
     """
     worked = set[tuple[str, str]]()
     failed: dict[str, tuple[GateKey, int, int]] = {}
@@ -261,12 +264,12 @@ GROUP BY seq, route
 """)
 
 
-Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes | None]
+LaneRow = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes | None]
 """A row of `lane`, in the order of `_SUCCESS`."""
 
 
-def _as_success(delivery: Delivery, outcome: Outcome, policy: RoutePolicy) -> Success | None:
-    """Return the row of an attempt that succeeded. Without fetch, an unchanged body is as much the last one as a sent one."""
+def _as_success(delivery: Delivery, outcome: Outcome, policy: RoutePolicy) -> LaneRow | None:
+    """Return the row of an attempt that succeeded. Without fetch, an unchanged body counts like a sent one."""
     place = (delivery.route, delivery.lane, delivery.occurred_at, delivery.seq)
     match outcome:
         case Delivered():
@@ -276,7 +279,7 @@ def _as_success(delivery: Delivery, outcome: Outcome, policy: RoutePolicy) -> Su
     return None
 
 
-def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:
+def remember_delivered(transaction: Transaction, rows: Iterable[LaneRow]) -> None:
     """Store the last success of each lane. Lanes of a single event are skipped, as no later event is compared with them."""
     if shared := sorted((row for row in rows if not row[1].startswith(OWN_LANE)), key=lambda row: row[:2]):
         transaction.execute(_REMEMBER, succeeded=shared)
@@ -288,7 +291,7 @@ _SUCCESS = {
 }  # fmt: skip
 _NEWER = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
 # A late success without a fetch does not cover newer events: the earlier fetch stays.
-_SAYS = (
+_REPLACES_FETCH = (
     "(excluded.fetch_began_at IS NOT NULL OR NOT (excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq))"
 )
 _REMEMBER = Statement(f"""
@@ -299,7 +302,7 @@ WHERE true
 ON CONFLICT (route, lane) DO UPDATE SET
     occurred_at = CASE WHEN {_NEWER} THEN excluded.occurred_at ELSE lane.occurred_at END,
     seq = CASE WHEN {_NEWER} THEN excluded.seq ELSE lane.seq END,
-    fetch_began_at = CASE WHEN {_SAYS} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
-    last_modified = CASE WHEN {_SAYS} THEN excluded.last_modified ELSE lane.last_modified END,
+    fetch_began_at = CASE WHEN {_REPLACES_FETCH} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
+    last_modified = CASE WHEN {_REPLACES_FETCH} THEN excluded.last_modified ELSE lane.last_modified END,
     applied_hash = excluded.applied_hash
 """)

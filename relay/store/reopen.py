@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from inbox.config.model import Config
-from inbox.config.routing import lane_of
+from inbox.config.routing import name_lane
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.policy import Policies
@@ -16,7 +16,9 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
-def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:
+def find_open_or_ended(
+    transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True
+) -> list[OpenDelivery]:
     """Find these deliveries by their row, which is locked, or by their last fact and the configuration.
 
     Ended deliveries on routes that are no longer configured are skipped: they have no destination.
@@ -30,7 +32,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
         OpenDelivery(
             seq=row.seq,
             route=row.route,
-            lane=lane_of(
+            lane=name_lane(
                 config.routes[row.route], entity_type=row.entity_type, entity_id=row.entity_id, key=row.dedup_key
             ),
             occurred_at=as_time(row.occurred_at),
@@ -42,7 +44,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
 
 
 def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool = True) -> set[int]:
-    """Return the events that still have their payload; with `locked`, none is deleted until the transaction ends.
+    """Return the events that still have their payload. With `locked`, payloads are not deleted until the transaction ends.
 
     Raises:
         RuntimeError: with `locked`, if the order lock was taken without `keeps_payloads`.
@@ -52,18 +54,17 @@ def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool
     return {row.seq for row in read_payloads(transaction, seqs, "seq")}
 
 
-def take_up(
+def reinsert_and_settle(
     transaction: Transaction,
-    found: Iterable[OpenDelivery],
-    again: Sequence[OpenDelivery],
+    before: Iterable[OpenDelivery],
+    reopened: Sequence[OpenDelivery],
     policies: Policies,
 ) -> None:
-    """Give the reopened deliveries `again` their places in their lanes, after inserting rows for those `found` ended."""
-    ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
-    reopened = [row for row in again if (row.seq, row.route) in ended]
-    if reopened:
-        insert(transaction, reopened)
-    write_back(transaction, settle_lanes(transaction, again, policies, transaction.now()))
+    """Give reopened deliveries their places in their lanes, after inserting rows for those that had ended `before`."""
+    ended = {(row.seq, row.route) for row in before if row.state is State.ENDED}
+    if absent := [row for row in reopened if (row.seq, row.route) in ended]:
+        insert(transaction, absent)
+    write_back(transaction, settle_lanes(transaction, reopened, policies, transaction.now()))
 
 
 def insert(transaction: Transaction, new: Iterable[OpenDelivery]) -> None:

@@ -1,8 +1,8 @@
 """Retention: selects expired rows of each kind, and deletes them in short steps under one lease.
 
 A step reads one page in key order after its position, so that it never reads the whole table. Times mostly follow the
-order of the key, except after a clock step or the readmission of an old request. So a page without an expired row ends
-the walk only if rows far ahead have not expired either. Rows that must stay are skipped until the next lap.
+order of the key, except after a clock step or the readmission of an old request. So after a page without an expired row,
+the walk ends only if rows far ahead have not expired either. Rows that must stay are skipped until the next lap.
 
 On Postgres a partition of payloads that has expired as a whole is truncated at once (`inbox.db.leaves`). On SQLite free
 pages are returned to the operating system.
@@ -32,7 +32,7 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 FIRST_LEAP = 1_000
-"""Distance in keys of the first row checked ahead of a page; each further check doubles it."""
+"""Distance in keys of the first row checked ahead of a page. Each further check doubles the distance."""
 _LONGEST_LEAPS = 40
 MOST_COUNTED = 10_000
 """Rows that a plan examines for each kind."""
@@ -42,14 +42,14 @@ _INCREMENTAL = 2
 """SQLite's `auto_vacuum` value for returning single pages."""
 _LOCK_PAYLOADS = text(leaves.LOCK_PAYLOADS)
 _HURRY = text("SET LOCAL lock_timeout = '100ms'")
-"""Short lock timeout: relays that open deliveries wait for this lock, and others wait for them."""
+"""Short lock timeout: relays that open deliveries wait behind this lock request, and others wait for them."""
 
 
 class Pruned(msgspec.Struct, frozen=True):
     """The result of one step, which is one transaction."""
 
     rows: int = 0
-    """Deleted rows, without companions."""
+    """Number of deleted rows, excluding companions."""
     position: int = 0
     """The start of the next step."""
     is_done: bool = True
@@ -80,13 +80,13 @@ class Walk(msgspec.Struct, frozen=True, dict=True):
     among: str = "1 = 1"
     """Condition of the partial index that the walk reads."""
     lag_seconds: int = 0
-    """Extra age before rows expire, after which conditions on younger rows of other tables rarely keep them."""
+    """Extra age before rows expire. At that age, conditions on younger rows of other tables rarely keep them."""
     needs_closed: bool = False
-    """True if a delivery that is opened meanwhile would need the row."""
+    """True if a delivery that is reopened meanwhile would need the row."""
     companions: tuple[str, ...] = ()
     """Tables whose rows of the same `seq` are deleted with it."""
     removal: str | None = None
-    """The statement, without its condition, for rows that lose something and stay."""
+    """The statement, without its condition, for rows that lose some data but stay."""
 
     @cached_property
     def page(self) -> Statement:
@@ -162,11 +162,11 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "inbox",
         "seq",
         "t.received_at",
-        # The newest event stays: commands and conditions count from its seq.
+        # The newest event stays, as commands and conditions count from its seq.
         # Recent facts, by the database's clock, keep an event: it was replayed lately, or its receiver's clock was wrong.
         goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
             AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {_BEFORE}, true)""",
-        lag_seconds=60,  # most events are delivered within it; skipped ones wait for the next day's lap
+        lag_seconds=60,  # most events are delivered within this time; skipped ones wait for the next day's lap
         needs_closed=True,
         companions=("delivery_log", "duplicate_request"),
     ),
@@ -212,9 +212,9 @@ AGED: Mapping[RetentionKind, Aged] = {
 }
 
 
-def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> datetime | None:
+def compute_expiry(retention: Retention, kind: RetentionKind, clock: datetime) -> datetime | None:
     """Return the time before which rows of a kind have expired; None for never. Pure."""
-    age = retention.age_of(kind)
+    age = retention.get_age(kind)
     return None if age.is_forever else clock - timedelta(seconds=float(age))
 
 
@@ -222,7 +222,7 @@ def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> dat
 
 
 def count_expired(transaction: Transaction, kind: RetentionKind, before: datetime | None) -> tuple[int, bool]:
-    """Count the expired rows of a kind among the first `MOST_COUNTED`. Returns also whether these are all."""
+    """Count the expired rows of a kind among the first `MOST_COUNTED`. Also returns whether the count is complete."""
     if before is None:
         return 0, True
     if (walk := WALKS.get(kind)) is not None:
@@ -235,12 +235,12 @@ def count_expired(transaction: Transaction, kind: RetentionKind, before: datetim
 # --- the steps
 
 
-def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
+def _prune_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete the expired rows among the next `most` after `position`."""
     page = _read_page(transaction, walk, before, position, most)
     expired = [row for row in page if row.goes is not None]
     if not expired:
-        # A row that has not expired ends the walk, unless one further ahead has.
+        # A row that has not expired ends the walk, unless a row further ahead has expired.
         if page and _has_expired_further(transaction, walk, before, page[-1].key):
             return Pruned(position=page[-1].key, is_done=False)
         return Pruned(position=position)
@@ -250,10 +250,10 @@ def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, positi
     return Pruned(rows, last.key, is_done=False, at=as_time(last.at), passed_over=len(going) - rows, error=error)
 
 
-def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
+def _prune_payloads(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete expired payloads after the position: on Postgres a whole partition, otherwise as the walk does."""
     if not transaction.sql.is_postgres:
-        pruned = _step_of_walk(walk, transaction, before, position, most)
+        pruned = _prune_walk(walk, transaction, before, position, most)
         has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
         return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
     following = _read_page(transaction, walk, before, position, 1)
@@ -263,12 +263,12 @@ def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, po
     if found.result == "soon":
         return Pruned(position=position)
     if found.result == "rows":
-        return _step_of_walk(walk, transaction, before, position, most)
+        return _prune_walk(walk, transaction, before, position, most)
     is_locked = found.result == "locked"
     return Pruned(found.rows, found.last, is_done=False, at=as_time(following[0].at), passed_over=int(is_locked))
 
 
-def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
+def _prune_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
     rows = len(transaction.execute(aged.removal, before=before, most=most))
     return Pruned(rows, is_done=rows < most)
 
@@ -277,9 +277,9 @@ Step = Callable[[Transaction, datetime, int, int], Pruned]
 """Arguments: a transaction, the time before which rows expire, the position, and the most rows to examine."""
 
 STEPS: Mapping[RetentionKind, Step] = {
-    **{kind: partial(_step_of_walk, each) for kind, each in WALKS.items()},
-    **{kind: partial(_step_of_aged, each) for kind, each in AGED.items()},
-    "payloads": partial(_step_of_payloads, WALKS["payloads"]),
+    **{kind: partial(_prune_walk, each) for kind, each in WALKS.items()},
+    **{kind: partial(_prune_aged, each) for kind, each in AGED.items()},
+    "payloads": partial(_prune_payloads, WALKS["payloads"]),
 }
 """The step of each kind, in the order of a round."""
 
@@ -299,7 +299,7 @@ def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime,
 
 
 def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequence[int]) -> tuple[int, str | None]:
-    """Delete these rows, unless they are locked or must stay by now; rows that can't be deleted are skipped.
+    """Delete these rows, except those that are locked or must now stay. Rows that can't be deleted are skipped.
 
     Returns:
         The number of deleted rows, and the last row that can't be deleted with its error.
@@ -347,19 +347,19 @@ def _give_back(transaction: Transaction) -> bool:
 # --- rounds: batches of each kind under one lease, for relays and for `inbox prune`, with progress in `pruning`
 
 ROWS, ROWS_OF_SQLITE = 500, 100
-"""Rows of a batch. SQLite has one writer, so a batch blocks the receiver for its duration."""
+"""Rows of a batch, by default and on SQLite: it has one writer, so a batch blocks the receiver for its duration."""
 REST = 4.0
 """The pause after a batch, as a multiple of its duration."""
 LONGEST_REST = 10.0
 """The longest pause in seconds: a third of the lease, which the next batch has to renew."""
 LEASE_SECONDS = 30.0
-"""The lease of a pruner, renewed by each batch: the longest delay after a pruner dies."""
+"""The lease of a pruner, which each batch renews. It is the longest delay after a pruner dies."""
 ROUND_EVERY_SECONDS = 60.0
 """Interval between two rounds of all relays together."""
 CLOCK_ADVANCE = timedelta(minutes=24)
 """The furthest that the clock of retention advances in each round."""
 DAY = timedelta(days=1)
-"""Interval between two laps, and the age of expired rows from which retention is behind."""
+"""Interval between two laps. Retention is behind when expired rows are older than this."""
 
 
 class KindState(msgspec.Struct, frozen=True):
@@ -403,7 +403,7 @@ class KindState(msgspec.Struct, frozen=True):
 
 
 class LeasedPruner(msgspec.Struct, frozen=True):
-    """Prunes in short transactions under a lease, which each renews."""
+    """Prunes in short transactions under a lease that each transaction renews."""
 
     database: Database
     holder: str
@@ -439,7 +439,7 @@ class LeasedPruner(msgspec.Struct, frozen=True):
                 ):  # others are locked out until the commit
                     return None
                 now = as_time(renewed[0].now)
-                was = state_of(transaction, kind).begin(now)
+                was = read_kind_state(transaction, kind).begin(now)
                 pruned = STEPS[kind](transaction, before, was.position, most)
                 _write(transaction, was.after(pruned, before, now))
         except DBAPIError as error:
@@ -452,10 +452,10 @@ class LeasedPruner(msgspec.Struct, frozen=True):
 
 
 def limit_clock(now: datetime, before: datetime | None) -> datetime:
-    """Return the time from which ages count: the database's, but at most `CLOCK_ADVANCE` after that of the last round.
+    """Return the time from which ages count: the database's time, but at most `CLOCK_ADVANCE` after that of the last round.
 
-    A clock that jumps a year ahead would otherwise delete everything at once. With the limit it deletes a day's rows per
-    hour, which leaves time to correct it. Pure.
+    A clock that jumps a year ahead would otherwise delete everything at once. With the limit, a day's
+    rows are deleted per hour, which leaves time to correct the clock. Pure.
     """
     return now if before is None else min(now, before + CLOCK_ADVANCE)
 
@@ -468,8 +468,8 @@ def read_command_clock(transaction: Transaction) -> datetime:
     return min(transaction.now(), SystemClock().now())
 
 
-def state_of(transaction: Transaction, kind: RetentionKind) -> KindState:
-    """Read the progress of a kind; a fresh state if it was never pruned."""
+def read_kind_state(transaction: Transaction, kind: RetentionKind) -> KindState:
+    """Read the progress of a kind, or a fresh state if the kind was never pruned."""
     row = transaction.connection.execute(select(pruning).where(pruning.c.kind == kind)).first()
     return KindState(kind) if row is None else KindState(**row._mapping)  # noqa: SLF001  # SQLAlchemy's public name
 
@@ -490,7 +490,7 @@ def is_due(transaction: Transaction) -> bool:
 
 _NOW = f"(SELECT {sql.now})"
 _AT_MOST = sql.plus_seconds(_NOW, str(2 * LEASE_SECONDS))
-# A lease that ends far in the future was taken by a wrong clock.
+# A lease that ends far in the future was taken while the clock was wrong.
 _IS_FREE = f"(p.lease_until IS NULL OR p.lease_until <= {_NOW} OR p.lease_until > {_AT_MOST})"
 _LAST = sql.plus_seconds(_NOW, "CAST(:every AS float8)")
 _IS_DUE = Statement(f"""

@@ -1,4 +1,4 @@
-"""Reads open deliveries, rates and the last hour of each route, in bounded time however many rows there are.
+"""Reads open deliveries, rates and the last hour of each route, in a time that does not grow with the number of rows.
 
 Counts stop at `MOST_COUNTED`, and rates read that many of the newest rows.
 """
@@ -22,7 +22,7 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_COUNTED = 10_000
-"""The largest count of a state on a route; exact larger numbers are of little use."""
+"""The largest count of a state on a route; exact numbers above it would be of little use."""
 _WALKED_FOR_A_COUNT = 5
 """Multiple of the count limit to scan for the oldest delivery of routes whose count stopped early."""
 RATE_WINDOW = timedelta(minutes=5)
@@ -40,7 +40,7 @@ class RouteState(msgspec.Struct, frozen=True):
     route: str
     is_configured: bool
     new_name: str | None = None
-    """The configured route that it may have become by a new name; None for a configured one."""
+    """The configured route that may be this one under a new name; None if this route is configured."""
     open: int = 0
     received: int = 0
     waiting: int = 0
@@ -125,8 +125,8 @@ def read_routes(
 def find_new_name(transaction: Transaction, route: str, policies: Policies) -> str | None:
     """Find the configured route that an unconfigured one may have become.
 
-    That is the only route which takes the same events now, and did not exist when they arrived. None if it has taken them
-    since. Samples suffice: the first delivery in each state.
+    It is the only route that takes the same events now and did not exist when they arrived. None if it has already taken
+    them. Samples suffice: the first delivery in each state.
     """
     first = {row.oldest for row in transaction.execute(_COUNTS, route=route, most=1) if row.oldest is not None}
     first |= {row.oldest for row in transaction.execute(_RECEIVED, most=MOST_COUNTED) if row.route == route}
@@ -181,7 +181,7 @@ def _count_route(transaction: Transaction, route: str, opened: _Open, most: int)
 
 
 def _read_oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
-    """Read the arrival of each route's oldest delivery that is not dead; behind many older ones, of the oldest counted."""
+    """Read the arrival of each route's oldest delivery that is not dead. With many open ones, take the oldest that was counted."""
     seqs = {route: min(opened.oldest) for route, opened in found.items() if opened.oldest}
     if any(opened.at_least - {"dead"} for opened in found.values()):
         for row in transaction.execute(_WALK, most=walked):
@@ -205,7 +205,7 @@ def _read_rates(transaction: Transaction, now: datetime, most: int) -> Mapping[s
 def _divide_by_minutes(
     rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime, most: int
 ) -> Mapping[str, float]:
-    """Divide counts by the time they span, which is shorter than the window if there are many recent rows."""
+    """Divide counts by the time they span. With many recent rows, that time is shorter than the window."""
     minutes = RATE_WINDOW.total_seconds() / 60
     if rows and sum(row.number for row in rows) >= most:
         span = (now - min(as_time(row.first) for row in rows)).total_seconds() / 60
@@ -309,7 +309,7 @@ GROUP BY found.route, found.kind
 
 Span = Literal["hour", "day", "week"]
 _MOST_ROWS = 50_000
-"""The most rows to read, enough for hundreds of routes."""
+"""Maximum number of rows to read, enough for hundreds of routes."""
 _ARRIVALS = frozenset({STORED, SWEPT})
 
 Counts = tuple[int, ...]
@@ -319,7 +319,7 @@ Counts = tuple[int, ...]
 class Figures(msgspec.Struct, frozen=True):
     """Counts of each minute of an hour, or of each hour of a day or a week.
 
-    The present minute or hour is omitted, as it is still being counted.
+    The current minute or hour is omitted, as it is still being counted.
     """
 
     began_at: datetime
@@ -334,7 +334,7 @@ class Figures(msgspec.Struct, frozen=True):
     """Failed attempts by route."""
 
     def get_counts(self, counts: Mapping[str, Counts], name: str) -> Counts:
-        """Return the counts of a name; zeros if it has none."""
+        """Return the counts of a name, or zeros without counts."""
         return counts.get(name, (0,) * self.steps)
 
     def add_up(self, counts: Mapping[str, Counts]) -> Counts:

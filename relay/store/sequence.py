@@ -1,7 +1,7 @@
 """Sequence: gives deliveries their place in their lane, and every lane its head, under the order lock.
 
 A received delivery may be covered by a past success, or duplicate a sweep's event. Settling (the shell around
-`relay.delivery.ordering`) then promotes, folds and queues; `quarantine` makes deliveries dead that can't be processed.
+`relay.delivery.ordering`) then promotes, folds and queues; `quarantine` makes a delivery dead if it can't be processed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
 from relay.delivery.alerts import list_deaths
-from relay.delivery.lifecycle import OpenDelivery, State, append
+from relay.delivery.lifecycle import OpenDelivery, State, apply_fact
 from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
@@ -31,18 +31,18 @@ from relay.store.work import Work, process_in_parts
 
 STEP = "sequence"
 BATCH = 500
-"""Rows in one transaction; on SQLite a longer one would delay the receiver."""
+"""Rows in one transaction. On SQLite, a longer transaction would delay the receiver."""
 OWN_TRANSACTION = 50
 """Deliveries of one route that justify a separate transaction, which locks only that route."""
-LATE_SEQS = 1000
-"""Seqs that each scan reads again. Even later commits are found by the next scan from the beginning."""
+SEQ_OVERLAP = 1000
+"""Number of seqs that each scan reads again. Events that commit even later are found by the next scan from the beginning."""
 
 
 def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) -> int:
     """Make up to `batch` received deliveries ready, waiting, or superseded.
 
     They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor would lose rows.
-    The scan's start only avoids reading ended deliveries; once a second a scan starts at the beginning.
+    The start of a scan only saves reading ended deliveries, and once a second a scan starts from the beginning.
 
     Locked routes are skipped. Unknown routes are left to relays whose configuration has them, as their `ordering` decides
     which deliveries are superseded.
@@ -55,32 +55,32 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
             others were processed.
     """
     scans = scans or ScanStarts()
-    known = sorted(work.policies.keys() - work.locked_routes.to_skip())
+    known = sorted(work.policies.keys() - work.locked_routes.list_resting())
     with scans.received.scan() as begin, work.database.read() as transaction:
         found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
     keys = [(row.seq, row.route) for row in found]
     if keys and work.database.sql.is_postgres:
-        scans.received.at = max(keys)[0] - LATE_SEQS
+        scans.received.at = max(keys)[0] - SEQ_OVERLAP
     scans.is_behind = len(keys) >= batch
 
-    def alone(key: Key, error: Exception) -> int:
+    def quarantine_one(key: Key, error: Exception) -> int:
         return int(quarantine(work, key, cause="unprocessable", error=error) is not None)
 
     parts = process_in_parts(
         work,
         STEP,
         keys,
-        part=lambda some: _sequence(work, some),
-        alone=alone,
+        process=lambda some: _sequence(work, some),
+        quarantine_one=quarantine_one,
         name=format_key,
         routes_of=lambda key: key[1:],
-        enough=OWN_TRANSACTION,
+        least_items=OWN_TRANSACTION,
     )
     return sum(parts)
 
 
 def _sequence(work: Work, keys: Sequence[Key]) -> int:
-    """Sequence those that are still received: another relay may have been faster."""
+    """Sequence the deliveries that are still received: another relay may have been faster."""
     policies = work.policies
     with work.write() as transaction:
         now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, select_rows(keys, "none"))
@@ -112,50 +112,52 @@ def supersede_covered(
 ) -> list[OpenDelivery]:
     """Supersede deliveries that past successes of their lanes cover.
 
-    In `latest` these are changes that the last success certainly includes. In `strict` they are webhooks of changes for
-    which a sweep's event was delivered. Replayed and re-armed deliveries are never superseded here.
+    On `latest` routes, these are changes that the last success certainly includes. On `strict` routes, they are webhooks
+    of changes for which a sweep's event was delivered. Replayed and re-armed deliveries are never superseded here.
     """
     new = [row for row in received if row.run == 0 and row.route in policies and not row.lane.startswith(OWN_LANE)]
     lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in new})
     superseded: dict[Key, facts.Superseded] = {}
-    late = []
+    maybe_swept = []
     for row in new:
         last, policy = lasts.get((row.route, row.lane)), policies[row.route]
         if last is None:
             continue
         if policy.ordering == "strict":
             # If the last delivered event is older, as nearly always, no sweep's event of this instant was delivered.
-            late += [row] if row.occurred_at <= last.occurred_at else []
-        elif covers(last, row.key, policy.skew):
+            maybe_swept += [row] if row.occurred_at <= last.occurred_at else []
+        elif covers(last, row.position, policy.skew):
             superseded[row.seq, row.route] = facts.Superseded(by=last.seq, because="covered")
-    superseded |= _find_duplicates_of_swept(transaction, late)
+    superseded |= _find_duplicates_of_swept(transaction, maybe_swept)
     return [
-        append(row, superseded[row.seq, row.route], now) if (row.seq, row.route) in superseded else row
+        apply_fact(row, superseded[row.seq, row.route], now) if (row.seq, row.route) in superseded else row
         for row in received
     ]
 
 
-def _find_duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[Key, facts.Superseded]:
-    """Find webhooks among `late` whose change a sweep's event has delivered on their route.
+def _find_duplicates_of_swept(
+    transaction: Transaction, webhooks: Sequence[OpenDelivery]
+) -> dict[Key, facts.Superseded]:
+    """Find the `webhooks` whose change a sweep's event has delivered on their route.
 
-    Each sweep's event supersedes one webhook, the first that arrives. It is found by its key, which is derived from entity
-    and instant: one index entry, however many events an entity has.
+    Each sweep's event supersedes one webhook, the first that arrives. The event is found by its key, which derives from
+    entity and instant: one index entry, however many events an entity has.
     """
-    if not late:
+    if not webhooks:
         return {}
-    events = {event.seq: event for event in transaction.execute(_OF_LATE, late={row.seq for row in late})}
+    events = {event.seq: event for event in transaction.execute(_EVENTS, seqs={row.seq for row in webhooks})}
     asked = [
         (row.seq, row.route, event.source, _make_swept_key(event))
-        for row in late
+        for row in webhooks
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_SWEPT, asked=asked) if asked else []
     superseded: dict[Key, facts.Superseded] = {}
     used = set[Key]()
-    for row in sorted(found, key=lambda row: row.late_seq):
-        if (row.seq, row.route) not in used and _is_same_change(events[row.late_seq], row):
+    for row in sorted(found, key=lambda row: row.webhook_seq):
+        if (row.seq, row.route) not in used and _is_same_change(events[row.webhook_seq], row):
             used.add((row.seq, row.route))
-            superseded[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="swept")
+            superseded[row.webhook_seq, row.route] = facts.Superseded(by=row.seq, because="swept")
     return superseded
 
 
@@ -164,12 +166,12 @@ def _make_swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
 
 
 def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result rows
-    """Return whether an event duplicates the sweep's event with its swept key: same entity, event type and instant.
+    """Return whether an event duplicates the sweep's event with the same entity, event type and instant.
 
     Two webhooks are compared by their keys (the source's `dedup`): different keys are different events, and in `strict`
     every event matters. A sweep's event has another kind of key, so a late webhook of the same change differs from it only
-    in the key. It stands for one webhook: a second one of the same instant is another change. The reverse case does not
-    occur: a sweep adds no event for a change that a webhook has reported.
+    in the key. A sweep's event stands for one webhook: a second webhook of the same instant is another change. The reverse
+    case does not occur, as a sweep adds no event for a change that a webhook has reported.
 
     On a `latest` route the fetched entity counts, not the event: two changes in one second look the same, and the second
     must not be lost. There `covers` alone decides.
@@ -178,27 +180,27 @@ def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result r
     return event.seq != swept.seq and all(getattr(event, name) == getattr(swept, name) for name in names)
 
 
-MOST_HEALED = 500
-"""The most dead deliveries that one transaction ends in all its lanes together: some 40 ms under the order lock."""
+MOST_SUPERSEDED = 500
+"""Maximum number of dead deliveries that one transaction ends, over all its lanes: some 40 ms under the order lock."""
 
 
-def heal(
+def supersede_older_dead(
     transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime
 ) -> list[OpenDelivery]:
     """On `latest` routes, supersede dead deliveries that are older than the event just delivered in their lane.
 
-    It ends at most `MOST_HEALED`; the next success of the lane ends the rest.
+    It ends at most `MOST_SUPERSEDED`; the next success of the lane ends the rest.
     """
     newest = {
-        (row.route, row.lane): row.key
+        (row.route, row.lane): row.position
         for row in delivered
         if policies.get(row.route, UNKNOWN_ROUTE).ordering == "latest"
     }
     if not newest:
         return []
     lanes = [(*lane, *key) for lane, key in newest.items()]
-    dead = [as_open_delivery(row) for row in transaction.execute(_DEAD, lanes=lanes, most=MOST_HEALED)]
-    return [append(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now) for row in dead]
+    dead = [as_open_delivery(row) for row in transaction.execute(_DEAD, lanes=lanes, most=MOST_SUPERSEDED)]
+    return [apply_fact(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now) for row in dead]
 
 
 def read_last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
@@ -225,7 +227,7 @@ FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lan
 _CHANGE = "i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.occurred_at"
 
 
-_OF_LATE = Statement(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JOIN inbox i ON i.seq = late.seq")
+_EVENTS = Statement(f"SELECT {_CHANGE} FROM {sql.rows('seqs', seq='bigint')} JOIN inbox i ON i.seq = seqs.seq")
 
 
 _ASKED = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
@@ -233,7 +235,7 @@ _USED_BY = sql.look_up("inbox n", "delivery_log f", "f.seq = n.seq AND f.route =
 # Selects the sweeps' events that were delivered and have not superseded a later webhook of the same instant yet. With an
 # EXISTS, Postgres would read the whole log.
 _SWEPT = Statement(f"""
-SELECT asked.seq AS late_seq, asked.route, {_CHANGE}
+SELECT asked.seq AS webhook_seq, asked.route, {_CHANGE}
 FROM {sql.look_up(_ASKED, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")}
 WHERE (
     SELECT l.id FROM delivery_log l
@@ -264,7 +266,7 @@ ORDER BY o.seq, o.route
 # --- lanes
 
 MOST_FOLDED = 500
-"""The most waiting deliveries that one transaction folds in all its lanes together: some 40 ms under the order lock."""
+"""Maximum number of waiting deliveries that one transaction folds, over all its lanes: some 40 ms under the order lock."""
 
 
 def settle_lanes(
@@ -272,29 +274,32 @@ def settle_lanes(
     changed: Iterable[OpenDelivery],
     policies: Policies,
     now: datetime,
-    besides: Iterable[Lane] = (),
+    more_lanes: Iterable[Lane] = (),
     *,
-    first: Sequence[Any] | None = None,
+    first_waiting: Sequence[Any] | None = None,
+    heads_are_known: bool = False,
 ) -> list[OpenDelivery]:
-    """Choose the head of every lane of `changed` and of the lanes `besides`.
+    """Choose the head of every lane of `changed` and of the `more_lanes`.
 
     `changed` has the deliveries that this transaction has changed so far: received ones, and heads that have ended, died,
-    or are to be retried. The others of these lanes are read here; heads are locked.
+    or are to be retried. The function reads the other deliveries of these lanes, and
+    locks a ready head, which may be claimed meanwhile.
 
     If many wait on a `latest` route, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest wait until their
     lane is settled again.
 
-    `first` may contain the rows selected by `select_first_waiting` for these lanes; heads are then not read, as `changed` has them.
+    `first_waiting` may have the rows that `select_first_waiting` selects for these lanes. With `heads_are_known`, `changed` has
+    the head of each lane, so none is read.
 
     Returns:
         The deliveries to write: `changed` and others moved by settling, each in its final state.
     """
-    lanes: dict[Lane, list[OpenDelivery]] = defaultdict(list, {lane: [] for lane in besides})
+    lanes: dict[Lane, list[OpenDelivery]] = defaultdict(list, {lane: [] for lane in more_lanes})
     for row in changed:
         lanes[row.route, row.lane].append(row)
     known = {(row.seq, row.route) for rows in lanes.values() for row in rows}
-    waiting = _read_waiting(transaction, lanes, policies, first)
-    heads = read_heads(transaction, lanes) if lanes and first is None else []
+    waiting = _read_waiting(transaction, lanes, policies, first_waiting)
+    heads = read_heads(transaction, lanes) if lanes and not heads_are_known else []
     others = [*heads, *(row for some in waiting.values() for row in some.rows)]
     before = {(row.seq, row.route): row for row in others if (row.seq, row.route) not in known}
     for row in before.values():
@@ -329,14 +334,18 @@ def _read_waiting(
     transaction: Transaction,
     lanes: Mapping[Lane, Sequence[OpenDelivery]],
     policies: Policies,
-    first: Sequence[Any] | None,
+    first_waiting: Sequence[Any] | None,
 ) -> dict[Lane, _Waiting]:
     """Read the waiting deliveries that settling needs: in `strict` the first, in `latest` as many as it may fold.
 
-    Two rarely wait in a `latest` lane. Lanes where they do share `MOST_FOLDED`; at least two of each are read, so that
-    every lane makes progress.
+    A `latest` lane rarely has two waiting deliveries. Lanes that do share `MOST_FOLDED`. At least two of each lane are read,
+    so that every lane makes progress.
     """
-    found = _read_first_waiting(transaction, lanes, lanes, 2) if first is None else _group_by_lane(lanes, first)
+    found = (
+        _group_by_lane(lanes, first_waiting)
+        if first_waiting is not None
+        else _read_first_waiting(transaction, lanes, lanes, 2)
+    )
     crowded = [
         lane
         for lane, rows in found.items()
@@ -345,7 +354,7 @@ def _read_waiting(
     share = max(MOST_FOLDED // max(len(crowded), 1), 2)
     waiting = {lane: _Waiting(rows) for lane, rows in found.items()}
     for lane, rows in _read_first_waiting(transaction, lanes, crowded, share + 1).items():
-        waiting[lane] = _Waiting(rows) if len(rows) <= share else _Waiting(rows[:share], rows[share - 1].key)
+        waiting[lane] = _Waiting(rows) if len(rows) <= share else _Waiting(rows[:share], rows[share - 1].position)
     return waiting
 
 
@@ -372,7 +381,7 @@ def _group_by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, li
     for row in rows:
         if (lane := (row.route, row.lane)) in found:
             found[lane].append(as_open_delivery(row))
-    return {lane: sorted(some, key=lambda row: row.key) for lane, some in found.items()}
+    return {lane: sorted(some, key=lambda row: row.position) for lane, some in found.items()}
 
 
 def read_heads(transaction: Transaction, lanes: Iterable[Lane], *, locked: bool = True) -> list[OpenDelivery]:
@@ -383,10 +392,10 @@ def read_heads(transaction: Transaction, lanes: Iterable[Lane], *, locked: bool 
 
 _LANES = sql.rows("lanes", route="text", lane="text")
 _OF_LANE = "o.route = lanes.route AND o.lane = lanes.lane AND o.state"
-# Locks the ready heads: one may be being claimed, and then can't be folded.
+# Locks the ready heads: a claim may be taking one, which then can't be folded.
 #
-# The others are only read. They end only under the order lock; one in flight may be given back, but is not written here.
-# Locking it would make its relay skip it when it renews leases.
+# The other heads are only read. They leave their lane only under the order lock. Meanwhile only their leases may be renewed,
+# and a lock would make the renewal skip them.
 _IS_HEAD = f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')"
 _FOUND_HEADS = f"SELECT {ROW} FROM {sql.look_up(_LANES, 'open_delivery o', _IS_HEAD)}"
 _HEADS_UNLOCKED = Statement(_FOUND_HEADS)
@@ -407,8 +416,8 @@ SELECT * FROM ready UNION ALL SELECT * FROM found WHERE state <> 'ready'
 #
 # Without statistics Postgres would hash all waiting rows (24,000 read for 32 lanes, 5.9 ms instead of 0.2), which a
 # LATERAL with a LIMIT prevents.
-_FIRST = sql.first_of(_LANES, "open_delivery o", f"{_OF_LANE} = 'waiting'", "o.occurred_at, o.seq", ":most")
-_FIRST_WAITING = Statement(f"SELECT {ROW} FROM {_FIRST}")
+_FIRST_OF_LANE = sql.select_first(_LANES, "open_delivery o", f"{_OF_LANE} = 'waiting'", "o.occurred_at, o.seq", ":most")
+_FIRST_WAITING = Statement(f"SELECT {ROW} FROM {_FIRST_OF_LANE}")
 
 
 _WRITES = frozenset({"create", "update", "delete"})
@@ -417,7 +426,7 @@ _WRITES = frozenset({"create", "update", "delete"})
 def find_lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
     """Return the lanes of failed attempts whose writes may have had an effect.
 
-    If the entity then returns to its earlier state, its hash looks unchanged although its counterpart differs.
+    If the entity then returns to its earlier state, its hash looks unchanged, although the counterpart differs.
     """
     return {
         (delivery.route, delivery.lane)
@@ -448,7 +457,7 @@ Cause = Literal["unrecordable", "unprocessable", "payload_gone"]
 
 
 def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: int | None = None) -> facts.Dead | None:
-    """Make a delivery dead that can't be processed: in flight under the lease of `token`, or without one, received or ready.
+    """Make an unprocessable delivery dead: one in flight under the lease of `token` or, without a token, received or ready.
 
     Its lane continues, even if the database rejects the alert.
 
@@ -465,7 +474,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
     Raises:
         Exception: the fact could not be written.
     """
-    # Without a lease it may not be a head, so it can't block its lane, and the attempt is not counted.
+    # Without a lease, the delivery was not attempted. It may not be a head, so its death does not block the lane.
     is_leased = token is not None
     blocks = is_leased and work.policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
@@ -475,9 +484,9 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
         row = _find(transaction, key, token, now)
         if row is None:
             return None
-        dead = append(row, fact, now)
+        dead = apply_fact(row, fact, now)
         store_alerts(transaction, list_deaths([dead]), now)
-        if is_leased:  # its attempt may have changed the other system
+        if is_leased:  # the attempt may have changed the other system
             forget_applied(transaction, [(row.route, row.lane)])
         write_back(transaction, settle_lanes(transaction, [dead], work.policies, now))
     return fact

@@ -15,7 +15,7 @@ from inbox.events.timestamps import time_text
 
 
 class _Fragments:
-    """Stands in for `Sql` in the text of a statement, and returns a placeholder for each fragment."""
+    """Takes the place of `Sql` in the text of a statement, and returns a placeholder for each fragment."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[str, tuple[str, ...], Mapping[str, Any]]] = []
@@ -105,8 +105,9 @@ def prepare(
 ) -> tuple[TextClause, dict[str, Any]]:
     """Return a statement in a dialect, with its parameters encoded.
 
-    Rows of a table are tuples in the order of its columns, or objects with attributes of their names; for a single column,
-    its values. Texts become storable, and times become texts. `:now` is bound if the statement reads the clock.
+    The rows of a table are tuples in the order of its columns, or objects whose attributes have the columns' names. A table
+    with one column takes plain values. Texts become storable, and times become texts. `:now` is bound if the statement
+    reads the clock.
     """
     compiled = statement.compile_for(dialect) if isinstance(statement, Statement) else _compile(statement, {})
     values = dict(parameters)

@@ -34,7 +34,7 @@ class Turn(msgspec.Struct, frozen=True):
     entity_type: str
     node: str
     every: float | None
-    """The pause after a complete sweep; None if only commands start it."""
+    """The pause after a complete sweep; None if only commands start sweeps."""
     again: float
     """The pause after an incomplete sweep."""
     lease: float
@@ -42,7 +42,7 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 LEASE_SECONDS = 30.0
-"""Lease of a turn beyond the time that a page and its token may take."""
+"""Lease of a turn in excess of the time that a page and its token may take."""
 
 
 def lease_seconds(api: Api) -> float:
@@ -70,7 +70,7 @@ def keep(database: Database, turn: Turn) -> bool:
 
 
 def end_early(work: Work, turn: Turn, error: str | None, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
-    """Give the turn back without moving the watermark. With an `error` the sweep has failed; otherwise it stays due.
+    """Give the turn back without moving the watermark. With an `error`, the sweep has failed; without one, it stays due.
 
     `missed` is added, since the next sweep won't find these changes again.
     """
@@ -126,10 +126,10 @@ def read_watermark(database: Database, source: str, entity_type: str) -> datetim
 def find_missing(
     database: Database, source: str, entity_type: str, listed: Sequence[Listed], routes: Sequence[str]
 ) -> list[Listed]:
-    """Return the entities without an event of their last or a later change on all of these routes.
+    """Return the entities that lack an event, on all of these routes, for their last or a later change.
 
-    Events on other routes do not count. An event that a sweep added for this very change counts on any routes, as it can't
-    be added again.
+    Events on other routes do not count. An event that a sweep added for this very change counts on any routes, as the
+    sweep can't add it again.
     """
     rows = [
         (
@@ -189,9 +189,9 @@ ORDER BY entity_type
 _LATE = "(i.occurred_at >= listed.modified OR i.occurred_at IN (listed.milliseconds, listed.seconds))"
 _REPORTED = f"({_LATE} AND {sql.has_all('i.routes', 'routes')})"
 _OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
-# Reads the newest event first, which is nearly always enough, and the entity's others only if needed.
+# Reads the newest event first, which is nearly always enough, and the entity's other events only if needed.
 #
-# CASE keeps Postgres from joining with the whole inbox, and a scalar subquery instead of EXISTS from reading all keys.
+# CASE keeps Postgres from joining with the whole inbox. A scalar subquery, unlike EXISTS, keeps it from reading all keys.
 #
 # The time of an event may be truncated to the second or millisecond where the entity's is not. An event time with a
 # fraction was not truncated to the second, so an earlier one within the second belongs to another change.

@@ -23,9 +23,9 @@ from relay.store.database import Database
 from relay.store.transaction import FailedAlone, Transaction
 
 REST_SECONDS = 2.0
-"""Seconds for which all steps skip a route after a lock timeout."""
+"""Seconds for which a route rests after a lock timeout: all steps skip it."""
 FORGOTTEN_SECONDS = 60.0
-"""Seconds after which a route that was not tried again is forgotten: another relay has done its work."""
+"""Seconds after which a route that was not tried again is forgotten: its lock is probably free by then."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,25 +35,25 @@ class Reports:
     """Receives reports about transactions. This base class ignores them."""
 
     def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
-        """Take the number of facts that a transaction has added, by route and kind."""
+        """Receive the number of facts that a transaction has added, by route and kind."""
 
     def on_failed_alone(self, item: FailedAlone) -> None:
-        """Take an item that its step could not process."""
+        """Receive an item that its step could not process."""
 
     def on_database_trouble(self, doing: str, error: BaseException) -> None:
-        """Take a failure of the database during a step."""
+        """Receive a failure of the database during a step."""
 
 
 class LockedRoutes:
-    """The routes whose lock timed out, which all steps skip for a while; safe to share between threads."""
+    """The routes whose lock timed out: all steps let them rest for a while. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, str, str]] = {}
         """By route: the end of its rest (monotonic seconds), the step that timed out, and the error."""
 
-    def add(self, step: str, routes: Iterable[str], error: Exception, *, is_tried_now: bool = False) -> None:
-        """Skip these routes for a while; with `is_tried_now`, only use short lock timeouts for them."""
-        until = time.monotonic() + (0 if is_tried_now else REST_SECONDS)
+    def add(self, step: str, routes: Iterable[str], error: Exception, *, is_retried_now: bool = False) -> None:
+        """Let these routes rest; with `is_retried_now`, only use short lock timeouts for them."""
+        until = time.monotonic() + (0 if is_retried_now else REST_SECONDS)
         self._known |= dict.fromkeys(routes, (until, step, error_text(error)))
 
     def remove(self, routes: Iterable[str]) -> None:
@@ -67,12 +67,12 @@ class LockedRoutes:
         now = time.monotonic()
         self._known = {route: (now, step, error) for route, (_, step, error) in self._known.copy().items()}
 
-    def to_skip(self) -> set[str]:
-        """Return the routes to skip now."""
+    def list_resting(self) -> set[str]:
+        """Return the routes that rest now."""
         now = time.monotonic()
         return {route for route, (until, _, _) in self._known.copy().items() if now < until}
 
-    def list_timed_out(self) -> frozenset[str]:
+    def list_locked(self) -> frozenset[str]:
         """Return the routes whose lock timed out last time."""
         now = time.monotonic()
         for route, (until, _, _) in self._known.copy().items():
@@ -82,7 +82,7 @@ class LockedRoutes:
 
     def as_texts(self) -> dict[str, str]:
         """Return the locked routes in words, by the step that timed out."""
-        self.list_timed_out()  # forgets old ones
+        self.list_locked()  # forgets old ones
         return {step: f"{route} is locked: {error}" for route, (_, step, error) in self._known.copy().items()}
 
 
@@ -100,16 +100,18 @@ class Work(msgspec.Struct, frozen=True):
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Open a short transaction like `Database.write`, and report it to the observer after its commit."""
-        with self.database.write(self.node, short_timeouts_for=self.locked_routes.list_timed_out()) as transaction:
+        with self.database.write(self.node, short_timeouts_for=self.locked_routes.list_locked()) as transaction:
             yield transaction
         if transaction.appended:
             self.observer.on_appended(transaction.appended)
         for item in transaction.left_out:
             self.observer.on_failed_alone(item)
 
-    def skip_routes(self, step: str, routes: AbstractSet[str], error: Exception, *, is_tried_now: bool = False) -> None:
-        """Skip these routes for a while, and report it."""
-        self.locked_routes.add(step, routes, error, is_tried_now=is_tried_now)
+    def rest_routes(
+        self, step: str, routes: AbstractSet[str], error: Exception, *, is_retried_now: bool = False
+    ) -> None:
+        """Let these routes rest, and report it."""
+        self.locked_routes.add(step, routes, error, is_retried_now=is_retried_now)
         self.observer.on_database_trouble(f"{step} of {', '.join(sorted(routes))}", error)
 
 
@@ -118,38 +120,38 @@ def process_in_parts(
     step: str,
     items: Sequence[Item],
     *,
-    part: Callable[[Sequence[Item]], Result],
-    alone: Callable[[Item, Exception], Result] | None = None,
+    process: Callable[[Sequence[Item]], Result],
+    quarantine_one: Callable[[Item, Exception], Result] | None = None,
     name: Callable[[Item], str] = str,
     routes_of: Callable[[Item], Collection[str]] | None = None,
-    enough: int = 1,
+    least_items: int = 1,
 ) -> Iterator[Result]:
     """Process items together, and in ever smaller parts if one is at fault or the transaction is too slow.
 
     With `routes_of`, each transaction locks these routes of its items. On Postgres, items of routes whose lock timed out
-    are then skipped for a while, so that a locked route or row does not delay other routes.
+    then rest, so that a locked route or row does not delay other routes.
 
     Args:
         work: the context; its observer gets each item that fails alone.
         step: the name of the step, for the log and the metrics.
         items: all items.
-        part: processes some of the items in one transaction.
-        alone: quarantines an item that fails alone, so that operators see it. Without it, the item stays unchanged.
+        process: processes some of the items in one transaction.
+        quarantine_one: quarantines an item that fails alone, so that operators see it. Without it, the item stays unchanged.
         name: returns an item in words.
         routes_of: returns the routes that an item locks.
-        enough: items of the same routes that justify a separate transaction; fewer are combined.
+        least_items: items of the same routes that justify a separate transaction; fewer are combined.
 
     Yields:
         The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
 
     Raises:
-        Exception: the database is unreachable or busy, or the statement can't run at all; the yielded parts are done. Or an
-            item was too slow alone, or could not be quarantined, after all others were processed.
+        Exception: the database is unreachable or busy, or the statement can't run at all; the yielded parts are done. Or,
+            after all others were processed, an item was too slow alone or could not be quarantined.
     """
-    halved = partial(_bisect, work.observer, step, part=part, alone=alone, name=name)
+    process_halves = partial(_bisect, work.observer, step, process=process, quarantine_one=quarantine_one, name=name)
     if routes_of is None or not work.database.sql.is_postgres:
-        return halved(items)
-    return _route_by_route(work, step, items, halved, routes_of=routes_of, enough=enough)
+        return process_halves(items)
+    return _route_by_route(work, step, items, process_halves, routes_of=routes_of, least_items=least_items)
 
 
 def _route_by_route(
@@ -159,14 +161,14 @@ def _route_by_route(
     process: Callable[[Sequence[Item]], Iterator[Result]],
     *,
     routes_of: Callable[[Item], Collection[str]],
-    enough: int,
+    least_items: int,
 ) -> Iterator[Result]:
-    stays: Exception | None = None
-    todo = _group_by_routes(items, routes_of, enough, work.locked_routes.to_skip())
+    deferred: Exception | None = None
+    todo = _group_by_routes(items, routes_of, least_items, work.locked_routes.list_resting())
     while todo:
         some, is_begun = todo.pop(0), False
         routes = {route for item in some for route in routes_of(item)}
-        if not routes.isdisjoint(work.locked_routes.to_skip()):
+        if not routes.isdisjoint(work.locked_routes.list_resting()):
             continue
         try:
             for result in process(some):
@@ -174,42 +176,42 @@ def _route_by_route(
                 yield result
         except Exception as error:
             if blames_items(error):
-                stays = error
+                deferred = error
             elif not routes or not _is_of_a_route(error):
                 raise
             else:
                 smaller = _group_by_routes(some, routes_of, 1)
                 again = smaller if len(smaller) > 1 and not is_begun else []
-                # if one item locks several routes, another step finds the locked one: until then use short timeouts
+                # with several routes it is unknown which one is locked: they don't rest, and only get short timeouts
                 is_any = len(smaller) == 1 and len(routes) > 1
-                work.skip_routes(step, routes, error, is_tried_now=bool(again) or is_any)
+                work.rest_routes(step, routes, error, is_retried_now=bool(again) or is_any)
                 todo += again
         else:
             work.locked_routes.remove(routes)
-    if stays is not None:
-        raise stays
+    if deferred is not None:
+        raise deferred
 
 
 def _is_of_a_route(error: Exception) -> bool:
-    """Return whether a route or its rows stayed locked, rather than the payload lock, which concerns all routes."""
+    """Return whether a route or its rows stayed locked. The payload lock does not count, as it concerns all routes."""
     return is_wait_timeout(error) and "payload_lock" not in str(getattr(error, "statement", ""))
 
 
 def _group_by_routes(
     items: Sequence[Item],
     routes_of: Callable[[Item], Collection[str]],
-    enough: int,
+    least_items: int,
     resting: AbstractSet[str] = frozenset(),
 ) -> list[list[Item]]:
-    """Group items by their routes, since a transaction blocks all others on its routes."""
+    """Group items by their routes, since a transaction blocks all other transactions on its routes."""
 
     def key(item: Item) -> list[str]:
         return sorted(routes_of(item))
 
     parts: list[list[Item]] = []
-    awake = [item for item in items if resting.isdisjoint(routes_of(item))]
-    for _, some in groupby(sorted(awake, key=key), key):
-        if parts and len(parts[-1]) < enough:
+    others = [item for item in items if resting.isdisjoint(routes_of(item))]
+    for _, some in groupby(sorted(others, key=key), key):
+        if parts and len(parts[-1]) < least_items:
             parts[-1] += some
         else:
             parts.append(list(some))
@@ -221,32 +223,32 @@ def _bisect(
     step: str,
     items: Sequence[Item],
     *,
-    part: Callable[[Sequence[Item]], Result],
-    alone: Callable[[Item, Exception], Result] | None,
+    process: Callable[[Sequence[Item]], Result],
+    quarantine_one: Callable[[Item, Exception], Result] | None,
     name: Callable[[Item], str],
 ) -> Iterator[Result]:
-    todo, stays = [items] if items else [], None
+    todo, deferred = [items] if items else [], None
     while todo:
         some = todo.pop()
         try:
-            yield part(some)
+            yield process(some)
         except Exception as error:  # no item may stop the others
             is_to_blame = blames_items(error)
             if len(some) > 1 and (is_to_blame or takes_too_long(error)):
                 todo += [some[len(some) // 2 :], some[: len(some) // 2]]
             elif is_to_blame:
                 try:
-                    aside = [] if alone is None else [alone(some[0], error)]
+                    aside = [] if quarantine_one is None else [quarantine_one(some[0], error)]
                 except Exception as second:  # the others are still processed
                     if not blames_items(second):
                         raise
-                    stays = second
+                    deferred = second
                 else:
                     observer.on_failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
                     yield from aside
-            elif takes_too_long(error) and stays is None:
-                stays = error  # skip the first item that is too slow alone; at a second one the database itself is slow
+            elif takes_too_long(error) and deferred is None:
+                deferred = error  # the first item that is too slow alone; at a second one the database itself is slow
             else:
                 raise
-    if stays is not None:
-        raise stays
+    if deferred is not None:
+        raise deferred

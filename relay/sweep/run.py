@@ -1,7 +1,7 @@
 """A sweep: lists a source's changes, compares them with the inbox, and adds an event for each unreported one.
 
-Both `relay sweep` and the daemon run it. A sweep stores events with the receiver's statement, so this is the only package
-of the relay that depends on how the receiver stores them.
+Both `relay sweep` and the daemon run sweeps. A sweep stores events with the receiver's statement, so only this package of
+the relay depends on the way the receiver stores them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 
 from inbox.config.model import Config
-from inbox.config.routing import matches, routes_of
+from inbox.config.routing import matches, select_routes
 from inbox.config.sync import Sweep
 from inbox.db import intake
 from inbox.db.dialect import error_text, make_storable
 from inbox.db.throughput import SOURCE, SWEPT
-from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
+from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableResponse, collect_config_errors
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339, to_nanoseconds
@@ -32,8 +32,8 @@ from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, ErrorClass
 from relay.delivery.policy import read_hold_request
 from relay.destinations.base import Clients, Context
-from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
+from relay.http.response import CallResult
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, hold, read_hold_seconds
@@ -41,7 +41,7 @@ from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, process_in_parts
 from relay.sync.calls import evaluate, find_error
 from relay.sync.expressions import Expression, decode, encode
-from relay.sync.forms import instant_of
+from relay.sync.forms import parse_instant
 from relay.sync.paging import PagesPlan, Paginator, compile_pages
 from relay.sync.templates import compile_templates, expand_templates
 
@@ -51,14 +51,14 @@ from relay.sync.templates import compile_templates, expand_templates
 MOST_BYTES = 8 * 1024 * 1024
 """Largest page in bytes."""
 MOST_MARKS = 250_000
-"""Most brackets, commas and colons in a page: parsed, they take up to 33 MiB (of fractions)."""
+"""Maximum number of brackets, commas and colons in a page. Parsed, such a page takes up to 33 MiB (if full of fractions)."""
 ONE_PAGE = threading.Lock()
 """Held while a page is parsed, since a parsed page takes many times its bytes. Other pages are fetched meanwhile."""
 _TRANSIENT: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
 """Errors after which a page is requested again."""
 TRIES = 3
 FIRST_WAIT_SECONDS = 0.5
-"""Wait before the second try; the next wait is four times as long."""
+"""Wait before the second try. The wait before the third is four times as long."""
 LONGEST_RETRY_AFTER = 20.0
 """Longest `Retry-After` of a source in seconds: the relay has to renew its lease."""
 
@@ -89,7 +89,7 @@ class Pages:
     """A listing of a service's changed entities."""
 
     def __init__(self, table: Sweep, where: str, caller: HttpClient) -> None:
-        """Compile it.
+        """Compile the listing.
 
         Raises:
             ConfigError: a template or an expression is wrong; `where` names the table.
@@ -111,8 +111,8 @@ class Pages:
     def read(self, since: datetime, context: Context) -> Iterator[Page]:
         """Yield the pages of entities changed at or after `since`, in the service's order.
 
-        Entities that change meanwhile may come twice. With paging by `start`, all others come at least once. A page is
-        tried three times; BEFORE_A_CALL is yielded before each try.
+        Entities that change meanwhile may come twice. With paging by `start`, all others come at least once. Each page gets
+        three tries, and BEFORE_A_CALL is yielded before each.
 
         Raises:
             SweepFailed: a page can't be fetched or read, or the pages repeat or change too fast.
@@ -125,7 +125,7 @@ class Pages:
                 answer = self._answer(paginator, context)
                 with ONE_PAGE:
                     yield self._page(paginator, answer)
-            except (MappingError, UnusableAnswer) as error:
+            except (MappingError, UnusableResponse) as error:
                 raise SweepFailed(str(error)) from None
             except SweepFailed as error:
                 tries_left -= 1
@@ -136,7 +136,7 @@ class Pages:
             else:
                 wait, tries_left = FIRST_WAIT_SECONDS, TRIES
 
-    def _answer(self, paginator: Paginator[Entry], context: Context) -> Answer:
+    def _answer(self, paginator: Paginator[Entry], context: Context) -> CallResult:
         (path, query), body, own = paginator.at, paginator.body, paginator.headers
         headers = {"Accept": "application/json"}
         if body is not None:
@@ -155,7 +155,7 @@ class Pages:
             raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; lower pages.count")
         return answer
 
-    def _page(self, paginator: Paginator[Entry], answer: Answer) -> Page:
+    def _page(self, paginator: Paginator[Entry], answer: CallResult) -> Page:
         try:
             document = decode(answer.body)
         except ValueError as error:
@@ -196,7 +196,7 @@ class Pages:
             modified = self._modified.value(item)
             if modified is None:
                 raise SweepFailed("an entity in a page has no time of its last change at the configured place")
-            return Listed(named, instant_of(modified, self._unit))
+            return Listed(named, parse_instant(modified, self._unit))
         except InvalidEvent as error:
             raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
         except MappingError as error:
@@ -206,7 +206,7 @@ class Pages:
             raise SweepFailed(f"{reason}; set time_unit to its form") from None
 
 
-def _require_success(answer: Answer) -> None:
+def _require_success(answer: CallResult) -> None:
     if answer.error_class is not None:
         passes = answer.error_class in _TRANSIENT
         raise SweepFailed(answer.as_failed(()).error, passes=passes, retry_after=answer.retry_after)
@@ -219,20 +219,20 @@ STEP = "sweep"
 EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
 """Start of a listing of everything."""
 WAITED_AT_A_TIME = 1.0
-"""Longest wait in seconds before the caller can renew the sweep's lease or stop the sweep."""
+"""Longest uninterrupted wait in seconds. Between two waits the caller can renew the sweep's lease or stop the sweep."""
 MARK = "sweep"
 """Key in a body that marks a swept event."""
 MOST_ADDED_AT_ONCE = 256
-"""Most events in a transaction, as in a batch of the receiver."""
+"""Maximum number of events in a transaction, as in a batch of the receiver."""
 MOST_BYTES_ADDED_AT_ONCE = 4 * 1024 * 1024
-"""Most bytes of bodies in a transaction; a larger body gets its own."""
+"""Maximum bytes of bodies in a transaction; a larger body gets its own transaction."""
 
 
 class CompiledSweep:
     """A compiled table of `[[sources.NAME.sweeps]]`; runs one sweep at a time."""
 
     def __init__(self, config: Config, source: str, number: int) -> None:
-        """Compile it.
+        """Compile the sweep.
 
         Raises:
             ConfigError: a template or an expression is wrong, or its api can't be called as configured.
@@ -240,7 +240,7 @@ class CompiledSweep:
         self.source = config.sources[source]
         self.table = self.source.sweeps[number]
         self.api = config.apis[self.table.api]
-        self._routes = routes_of(source, config.routes.values())
+        self._routes = select_routes(source, config.routes.values())
         change = (self.table.entity_type, self.table.event_type, self.table.action)
         self._taken = [route.name for route in self._routes if matches(route.when, *change)]
         self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
@@ -259,7 +259,7 @@ class CompiledSweep:
         return f"{self.source.name} {self.table.entity_type}"
 
     def find_start(self, database: Database) -> tuple[datetime, datetime | None]:
-        """Return the start time of the next comparison, and the watermark; None before the first sweep."""
+        """Return the start time of the next comparison, and the watermark (None before the first sweep)."""
         before = sweeps.read_watermark(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
@@ -268,11 +268,11 @@ class CompiledSweep:
     ) -> Generator[SweepFindings, None, None]:
         """Compare page by page, and yield the progress after each. No transaction is open during a call to the api.
 
-        Events are added as they are found. The caller moves the watermark to `until` of the last progress, but only after
-        the end, since pages need not be in the order of the changes. With `dry`, it adds nothing. Changes younger than
-        `grace` are left to the next sweep.
+        Events are added as they are found. The caller moves the watermark to `until` of the last progress. It waits
+        for the end of the sweep, since pages need not be in the order of the changes. With `dry`, the sweep adds nothing.
+        Changes younger than `grace` are left to the next sweep.
 
-        An entity that can't be compared or added does not stop the others; the sweep fails after its end.
+        An entity that can't be compared or added does not stop the others, but the sweep then fails at its end.
 
         Raises:
             SweepFailed: the listing could not be read to its end, or an entity could not be compared or added.
@@ -307,7 +307,7 @@ class CompiledSweep:
             raise SweepFailed(f"{len(failed)} entities could not be compared or added, the first: {failed[0]}")
 
     def _read_listing(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
-        """Read the listing. A pause that its last response asks for holds the api's gate, even if the listing fails."""
+        """Read the listing. If its last response asks for a pause, hold the api's gate, even if the listing fails."""
         try:
             yield from self._pages.read(since, context)
         except SweepFailed:
@@ -323,14 +323,14 @@ class CompiledSweep:
         now: datetime,
         failed: list[str],
     ) -> int:
-        def part(some: Sequence[Listed]) -> int:
+        def process(some: Sequence[Listed]) -> int:
             return add_events(work.database, (self._event(each, items.get(each), now) for each in some))
 
-        def alone(listed: Listed, error: Exception) -> int:
-            failed.append(f"{_id_of(listed)}: {error_text(error)}")
+        def quarantine_one(listed: Listed, error: Exception) -> int:
+            failed.append(f"{_read_id(listed)}: {error_text(error)}")
             return 0
 
-        return sum(process_in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
+        return sum(process_in_parts(work, STEP, lost, process=process, quarantine_one=quarantine_one, name=_read_id))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate if the last response asked to pause: this sweep, deliveries and other relays then wait."""
@@ -389,12 +389,12 @@ def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expres
     return compile_templates(table.event_body, where, None, Expression)
 
 
-def _id_of(listed: Listed) -> str:
+def _read_id(listed: Listed) -> str:
     return f"id={make_storable(listed.id)!a}"
 
 
 def add_events(database: Database, events: Iterable[Event]) -> int:
-    """Store the new ones of the events as the receiver does, and return their number. Duplicates are not recorded."""
+    """Store the new events as the receiver does, and return their number. Duplicates are not recorded."""
     return sum(_append(database, batch) for batch in _batches(events))
 
 

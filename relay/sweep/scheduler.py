@@ -55,7 +55,7 @@ def _make_alert(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
 
 
 class Sweeper:
-    """The sweeping threads. They end soon after `stop` is set: a running call is cut, and the events added so far stay."""
+    """The sweeping threads. They end soon after `stop` is set: running calls are cut, and events added so far stay."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Sweeper:
         self._observer = observer
         self._steps = steps
         self._threads: dict[str, threading.Thread] = {}
-        """One for each api."""
+        """One thread per api."""
 
     def start(self) -> None:
         """Start the missing threads."""
@@ -96,7 +96,7 @@ class Sweeper:
             thread.join(max(until - steady(), 0.0))
 
     def _calls_until(self) -> float:
-        """Return the deadline of calls: none, or the past once the process stops."""
+        """Return the deadline of calls: infinite, but in the past once the process stops."""
         return float("-inf") if self._stop.is_set() else float("inf")
 
     def run_due(self, api: str | None = None) -> None:
@@ -119,7 +119,7 @@ class Sweeper:
             self._run(sweeping, turn, span)
 
     def _run(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> None:
-        """Run a sweep until it ends, the process stops, or another relay may have its lease."""
+        """Run a sweep until it ends, the process stops, or another relay may hold its lease."""
         swept: SweepFindings | None = None
         failed: str | None = None
         try:
@@ -144,7 +144,7 @@ class Sweeper:
         except DBAPIError as error:
             failed = "database"
             self._observer.on_database_trouble("sweeping", error)
-            # Retry once, since only this transaction may have failed; else the sweep is due when its lease expires.
+            # Retry once, since only this transaction may have failed. Otherwise the sweep is due when its lease expires.
             self._broke_off(sweeping, turn, swept, f"the database: {error_text(error)}")
         except Exception as error:
             failed = type(error).__name__
@@ -160,7 +160,7 @@ class Sweeper:
     def _broke_off(
         self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings | None, error: str | None
     ) -> None:
-        """Record a failed or stopped sweep with the events that it added, which the next sweep won't find again."""
+        """Record a failed or stopped sweep and the number of events it added, as the next sweep won't find them again."""
         found = swept if swept is not None and swept.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_make_alert(sweeping, found)])
         if error is not None:
@@ -185,6 +185,6 @@ class Sweeper:
         )
 
     def _is_held_back(self, sweeping: CompiledSweep) -> bool:
-        """Tell whether a pause of its source or api, or the api's breaker, holds the sweep back. Probes a half-open breaker."""
+        """Return whether a pause of its source or api, or the api's breaker, holds the sweep back. Probes a half-open breaker."""
         through = [("source", sweeping.source.name), ("api", sweeping.table.api)]
         return read_gates(self._work).admit(through) == "none"

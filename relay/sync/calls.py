@@ -11,7 +11,7 @@ import jmespath.parser
 import msgspec
 
 from inbox.config.sync import CallKeys
-from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
+from inbox.errors import ConfigError, MappingError, UnusableResponse, collect_config_errors
 from relay.sync.expressions import Expression, Scope, encode
 from relay.sync.templates import (
     HeaderTemplate,
@@ -27,7 +27,7 @@ from relay.sync.templates import (
 )
 
 _MOST_SHOWN = 5
-"""Most errors quoted from a response; further ones are counted."""
+"""Maximum number of errors quoted from a response; further ones are only counted."""
 
 
 class AnswerRules(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class AnswerRules(msgspec.Struct, frozen=True):
     errors: Expression | None = None
     throttled: Expression | None = None
     is_graphql: bool = False
-    """True: expect a GraphQL response, an object with `data` or with errors, which `errors` may ignore."""
+    """True: expect a GraphQL response, an object with `data` or with errors. `errors` may ignore some of the errors."""
 
     def __bool__(self) -> bool:
         return self.errors is not None or self.throttled is not None
@@ -48,11 +48,11 @@ NO_RULES = AnswerRules()
 def find_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled", "rejected"], str] | None:
     """Return the class and text of an error that a response reports; None without one. Null, false and empty mean no error.
 
-    The text comes from the endpoint and has any length: redact it before storing it.
+    The text comes from the endpoint and may have any length: redact it before storing it.
 
     Raises:
-        UnusableAnswer: an expression can't be evaluated on the response, so that it could hide an error; or the response is
-            not the expected GraphQL, so that the call may have had no effect.
+        UnusableResponse: an expression can't be evaluated on the response, which could hide an error; or the response is not
+            the expected GraphQL, and the call may have had no effect.
     """
     throttled = evaluate(rules.throttled, answer)
     errors = evaluate(rules.errors, answer)
@@ -61,7 +61,7 @@ def find_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled",
     if _is_something(errors):
         return "rejected", _text(errors)
     if rules.is_graphql and not _is_graphql(answer):
-        raise UnusableAnswer("not a GraphQL response: it has neither data nor errors")
+        raise UnusableResponse("not a GraphQL response: it has neither data nor errors")
     return None
 
 
@@ -74,12 +74,12 @@ def pick_value(pick: Expression, answer: object) -> object:
     """Return the value of a response at `pick`; None if the response states that the entity does not exist.
 
     Raises:
-        UnusableAnswer: there is neither a value nor such a statement, which is an explicit null or a list without the item.
+        UnusableResponse: the response has neither a value nor such a statement: an explicit null, or a list without the item.
             A response of another shape may be an error, and must not delete a counterpart.
     """
     found = evaluate(pick, answer)
     if found is None and not _says_none(pick.tree, answer):
-        raise UnusableAnswer(
+        raise UnusableResponse(
             f"the response has neither a value at {pick.text} nor null, which would mean that the entity is gone"
         )
     return found
@@ -106,14 +106,14 @@ def evaluate(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401
     """Evaluate an expression on a response; None without an expression.
 
     Raises:
-        UnusableAnswer: the expression can't be evaluated.
+        UnusableResponse: the expression can't be evaluated.
     """
     if expression is None:
         return None
     try:
         return expression.value(answer)
     except MappingError:
-        raise UnusableAnswer(f"{expression.text} can't be evaluated on the response") from None
+        raise UnusableResponse(f"{expression.text} can't be evaluated on the response") from None
 
 
 def _is_something(value: object) -> bool:
@@ -155,17 +155,17 @@ class CallPlan(msgspec.Struct, frozen=True):
 
     @property
     def placeholders(self) -> list[Placeholder]:
-        """All placeholders of its path, query and body."""
+        """All placeholders of the path, query and body."""
         templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
         return [placeholder for template in templates for placeholder in template.placeholders]
 
     @property
     def fields_at(self) -> tuple[str, ...]:
-        """Keys that lead to the mapped fields in its body; empty if they are the whole body, or in a list."""
+        """Keys that lead to the mapped fields in the body; empty if the fields are the whole body or in a list."""
         return _keys_to_fields(self.body) or ()
 
     def looks_into(self, name: str) -> bool:
-        """Return True if one of its templates reads this top-level name of the scope."""
+        """Return True if one of the call's templates reads this top-level name of the scope."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def query(self, scope: Scope) -> str:

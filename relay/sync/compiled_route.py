@@ -1,7 +1,7 @@
-"""A compiled sync route: templates and expressions, compiled at the start and evaluated for each event. Pure.
+"""A compiled sync route: templates and expressions, compiled at startup and evaluated for each event. Pure.
 
 A template is text with JMESPath expressions in braces, such as `{event.entity_id}`. A map has a JMESPath expression for
-each field of the counterpart. Both read a scope with `event`, `entity` and `target`, as far as they are known at that step.
+each field of the counterpart. Both read a scope with `event`, `entity` and `target`, as far as each is known at that step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 
 from inbox.config.sync import CallKeys, Find, MapField, SyncRoute, Update
-from inbox.errors import ConfigError, MappingError, Unreadable, UnusableAnswer, collect_config_errors
+from inbox.errors import ConfigError, MappingError, Unreadable, UnusableResponse, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import body_value
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluate
 from relay.sync.expressions import ErasedEvent, Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
-from relay.sync.forms import text_of
+from relay.sync.forms import format_text
 from relay.sync.templates import Placeholder, SearchTemplate
 
 
@@ -32,9 +32,9 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
     table: SyncRoute
     fetch: CallPlan | None
-    """None if the webhook's body is the entity; so are `modified` and `pick` then."""
+    """None if the webhook's body is the entity; `modified` and `pick` are then None too."""
     modified: Expression | None
-    """Finds the time of the entity's last change."""
+    """Yields the time of the entity's last change."""
     fields: Fields
     find: FindPlan | None
     create: CallPlan | None
@@ -44,7 +44,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
     identity: tuple[Expression, ...]
     """The values of a counterpart that the paths of update and delete need."""
     inactive: Expression | None
-    """Finds true in an inactive counterpart."""
+    """Yields true for an inactive counterpart."""
     if_match: Expression | None
     carried: tuple[Carried, ...]
     """Values that a fetched entity must have."""
@@ -145,17 +145,17 @@ def _parse(body: bytes, content_type: str) -> object:
         return None
 
 
-# --- Verifies responses: a fetched entity must have the requested id, and a match the value searched for.
+# --- Verifies responses: a fetched entity must have the requested id, and a match must have the value searched for.
 #
-# A destination may misread or ignore a filter, and return another record. Since the relay changes or deletes the match, it
-# writes nothing to a match with another value, or without one.
+# A destination may misread or ignore a filter, and return another record. The relay would then change or delete that
+# record, so it writes nothing to a match that has another value or none.
 
 
 _LONGEST_SHOWN = 80
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """A value searched for, and the fields of a match of which one must have it."""
+    """A value searched for, and the fields of a match; one of them must have the value."""
 
     searched: Expression
     fields: tuple[Expression, ...]
@@ -210,7 +210,7 @@ def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope:
     """Refuse a fetched entity that lacks the requested value.
 
     Raises:
-        UnusableAnswer: the entity has another value. The text names both.
+        UnusableResponse: the entity has another value. The text names both values.
         MappingError: the event has no such value.
     """
     for each in carried:
@@ -220,7 +220,7 @@ def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope:
         came = _values(each.fields[0], entity)
         if not any(_same(wanted, value, ignore_case=False) for value in came):
             has = _shown(came[0]) if came else "nothing"
-            raise UnusableAnswer(
+            raise UnusableResponse(
                 f"the entity has {has} at {each.fields[0].text}, and {_shown(wanted)} was asked for; does the api answer "
                 "with the entity of the path? Then name in fetch.verify the field that has the id"
             )
@@ -230,7 +230,7 @@ def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope:
     """Refuse a match that lacks the value searched for.
 
     Raises:
-        UnusableAnswer: the match has another value. The text names both, and the setting to accept it nevertheless.
+        UnusableResponse: the match has another value. The text names both, and the setting to accept it nevertheless.
         MappingError: there is no value to compare with, or only empty texts, which many destinations read as no filter.
     """
     empty, proving = None, False
@@ -241,7 +241,7 @@ def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope:
         empty, proving = (each, proving) if wanted == "" else (empty, True)
         came = [value for field in each.fields for value in _values(field, match)]
         if not any(_same(wanted, value, ignore_case=ignore_case) for value in came):
-            raise UnusableAnswer(_refusal(each, wanted, came))
+            raise UnusableResponse(_refusal(each, wanted, came))
     if empty is not None and not proving:
         raise MappingError("is empty, so no match can be verified", field=empty.searched.where)
 
@@ -273,7 +273,7 @@ def _source(given: str | MapField) -> Expression | None:
 
 
 def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:
-    """Return the values of a match at `field`: those of a list, any of which may match as in a SCIM filter."""
+    """Return the values of a match at `field`. A list yields each of its values: any may match, as in a SCIM filter."""
     try:
         found = field.value(dict(match))
     except MappingError:
@@ -287,7 +287,7 @@ def _same(wanted: object, value: object, *, ignore_case: bool) -> bool:
     if isinstance(wanted, numbers) and isinstance(value, numbers) and not isinstance(wanted, bool):
         return wanted == value and not isinstance(value, bool)
     try:
-        texts = text_of(wanted), text_of(value)
+        texts = format_text(wanted), format_text(value)
     except ValueError:
         return False
     return texts[0] == texts[1] or (ignore_case and texts[0].casefold() == texts[1].casefold())
@@ -329,7 +329,7 @@ class FindPlan(msgspec.Struct, frozen=True):
         """Return the distinct matches in a response: a list or an object at `pick`. Without `pick`, also a list at `items`.
 
         Raises:
-            UnusableAnswer: the response is unreliable. The text has the reason and a remedy.
+            UnusableResponse: the response is unreliable. The text has the reason and a remedy.
         """
         found, pick = answer, self.pick
         if pick is not None:
@@ -337,7 +337,7 @@ class FindPlan(msgspec.Struct, frozen=True):
             if found is None and isinstance(answer, dict) and answer.get("totalResults") == 0:
                 return []  # SCIM omits an empty list (RFC 7644 §3.4.2)
             if found is None:
-                raise UnusableAnswer(
+                raise UnusableResponse(
                     f"the response has no value at {pick.text}; if that means that there is no match, "
                     f"write pick = '{pick.text} || `[]`'"
                 )
@@ -347,9 +347,9 @@ class FindPlan(msgspec.Struct, frozen=True):
             return [found]
         if not isinstance(found, list):
             where = "the response" if pick is None else f"the value of the response at {pick.text}"
-            raise UnusableAnswer(f"{where} is neither a list nor an object")
+            raise UnusableResponse(f"{where} is neither a list nor an object")
         if not all(isinstance(match, dict) for match in found):
-            raise UnusableAnswer("a match is not an object")
+            raise UnusableResponse("a match is not an object")
         return [match for at, match in enumerate(found) if match not in found[:at]]
 
 

@@ -36,7 +36,7 @@ EVENT_FIELDS = frozenset(
 class Expression:
     """A compiled JMESPath expression.
 
-    `where` names the route and the field in errors. `known` names the values of its scope; None allows any JSON.
+    `where` names the route and the field in errors. `known` has the names of the scope's values; None allows any JSON.
     """
 
     def __init__(self, text: str, where: str, known: Collection[str] | None) -> None:
@@ -66,11 +66,11 @@ class Expression:
         return "".join(node["value"] for node in _nodes(tree, "literal") if isinstance(node["value"], str))
 
     def looks_into(self, name: str) -> bool:
-        """Return True if it reads this top-level name of the scope."""
+        """Return True if the expression reads this top-level name of the scope."""
         return name in names_read(self._compiled.parsed)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """Evaluate it; None if it finds no value.
+        """Evaluate the expression; None if it finds no value.
 
         Raises:
             MappingError: it can't be evaluated, for example because a function gets a value of the wrong type.
@@ -88,8 +88,8 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
     """Decode the JSON in `body`. A number that a float would change becomes a Decimal.
 
     Raises:
-        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.strict_json` refuses. The
-            text has the reason.
+        ValueError: the body is not JSON, is nested deeper than `DEEPEST`, or has a number that `inbox.events.strict_json`
+            refuses. The text has the reason.
     """
     if is_too_deep(body):
         raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
@@ -99,7 +99,7 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
         return _DECODER.decode(body)
     except _UnusableNumber as error:
         raise ValueError(f"unusable: a number in it {error}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # a UnicodeDecodeError has a text of Python's
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # Python's text of a UnicodeDecodeError is not for users
         raise ValueError("not JSON") from None
 
 
@@ -176,7 +176,7 @@ _BODY = "body"
 
 
 class ErasedEvent(dict[str, Any]):
-    """The scope of such an event. An absent body would instead map to absent values, and clear the counterpart's fields."""
+    """The scope of an event without its body. Reading the body as absent would clear the counterpart's fields."""
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401  # any JSON value
         return self._refuse_body() if name == _BODY else super().__getitem__(name)
@@ -194,7 +194,7 @@ class ErasedEvent(dict[str, Any]):
         self._refuse_body()
 
     def __deepcopy__(self, _memo: object) -> ErasedEvent:
-        """Copy it for a function of the operator; its values are texts and numbers."""
+        """Copy the scope for a function of the operator; its values are texts and numbers."""
         return ErasedEvent(dict.items(self))
 
     @staticmethod
@@ -202,13 +202,13 @@ class ErasedEvent(dict[str, Any]):
         raise BodyErased
 
 
-# --- Functions of the operator: imported by `package.module:name` at the start, and called with copies.
+# --- Functions of the operator: imported by `package.module:name` at startup, and called with copies.
 
 
 Function = Callable[..., object]
 
 
-def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
+def load_function(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
     """Import a function, and check that it takes these arguments. `where` names the key in errors.
 
     The folder of `inbox.toml` is searched after Python's own path, so that a file there can't replace an installed module.
@@ -238,13 +238,13 @@ class Hook:
     def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
         self.reference = reference
         self.where = where
-        self._function = function_of(reference, where, takes)
+        self._function = load_function(reference, where, takes)
 
     def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
-        """Call it, and return its result.
+        """Call the function, and return its result.
 
         Raises:
-            MappingError: it raised. The text has only the type of the error, whose own text may hold anything.
+            MappingError: the function raised. The text has only the type of the error, as the error's own text may hold anything.
             BodyErased: it reads the body of an event whose body was erased.
         """
         try:

@@ -1,4 +1,4 @@
-"""The fields of a counterpart: compiled from a route's map at the start, evaluated for each event. Pure.
+"""The fields of a counterpart: compiled from a route's map at startup, and evaluated for each event. Pure.
 
 The result is JSON. An absent value is omitted, since a null would delete it downstream. Only a field in
 `clear_when_absent` is sent as null, and only in an update.
@@ -31,7 +31,7 @@ _LONGEST_DATE = 200
 _BOOLS: dict[str, bool] = {"true": True, "false": False, "1": True, "0": False}
 
 
-def cast_of(field: MapField) -> Cast | None:
+def choose_cast(field: MapField) -> Cast | None:
     """Return the cast of `field`. The text of its ValueError continues the words `the value`."""
     match field.cast:
         case None:
@@ -44,7 +44,7 @@ def cast_of(field: MapField) -> Cast | None:
             return {"text": _text, "int": _int, "float": _float, "bool": _bool}[kind]
 
 
-def key_of(value: object) -> str:
+def make_key(value: object) -> str:
     """Return the key of `value` in a lookup table.
 
     Raises:
@@ -170,7 +170,7 @@ class Field(msgspec.Struct, frozen=True):
                 found = self.cast(found)
             if self.rule.lookup is None:
                 return found
-            looked_up = self.rule.lookup.get(key_of(found), self.rule.default)
+            looked_up = self.rule.lookup.get(make_key(found), self.rule.default)
         except ValueError as error:
             raise MappingError(f"the value {error}", field=self.where) from None
         if looked_up is None:
@@ -190,7 +190,7 @@ class Fields(msgspec.Struct, frozen=True):
         """Return the fields to send.
 
         Raises:
-            MappingError: a field has no usable value, or all are absent. It names the field.
+            MappingError: a field has no usable value, or all fields are absent. The error names the field.
         """
         clear: frozenset[str] = frozenset() if creating else self.clear_when_absent
         values = {name: field.value(scope) for name, field in self.fields.items()}
@@ -257,7 +257,7 @@ def _field(where: str, given: str | MapField) -> Field:
     # Dates and times become text.
     texts = {key: msgspec.to_builtins(getattr(given, key)) for key in ("value", "default", "lookup")}
     rule = msgspec.structs.replace(given, **texts)
-    return Field(where, _finder(where, rule), cast_of(rule), rule)
+    return Field(where, _finder(where, rule), choose_cast(rule), rule)
 
 
 def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:

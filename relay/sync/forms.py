@@ -1,6 +1,6 @@
 """Forms of a value in a query language, selected by `:NAME` at the end of a placeholder. Pure.
 
-An outside value that is copied into a query unescaped can change the query: an injection. Each form escapes a value so
+A value from outside that is copied into a query unescaped can change the query: an injection. Each form escapes a value so
 that it remains a single value, or refuses it.
 
 Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), `SQUOTE-in-string` of OData's ABNF (a quote is
@@ -26,20 +26,20 @@ from relay.sync.expressions import encode
 _PER_UNIT = {"s": 10**9, "ms": 10**6}
 
 
-def instant_of(value: object, unit: Unit = "rfc3339") -> datetime:
+def parse_instant(value: object, unit: Unit = "rfc3339") -> datetime:
     """Read an instant as an aware UTC datetime.
 
     Raises:
         ValueError: the value is not an instant; the text continues `it` or `the value`.
     """
-    return to_datetime(nanoseconds_of(value, unit))
+    return to_datetime(parse_nanoseconds(value, unit))
 
 
-def nanoseconds_of(value: object, unit: Unit = "rfc3339") -> int:
+def parse_nanoseconds(value: object, unit: Unit = "rfc3339") -> int:
     """Read an instant as nanoseconds since 1970.
 
     Raises:
-        ValueError: as `instant_of`.
+        ValueError: as `parse_instant`.
     """
     if unit == "rfc3339":
         if not isinstance(value, str):
@@ -71,15 +71,15 @@ class Form(msgspec.Struct, frozen=True):
     write: Callable[[Any], str]
     """Converts the value to text. Raises ValueError for a value that the form can't hold; its text continues `the value`."""
     quote: str | None
-    """The quotes that it adds around the value, which must not be in quotes already."""
+    """The quotes that the form adds. The template must not have quotes around the placeholder."""
     meaning: str
     example: str
-    """Meaning and example appear in docs/reference/configuration.md."""
+    """`meaning` and `example` appear in docs/reference/configuration.md."""
     escape: str = "\\"
     """Character that escapes a quote; empty: quotes are doubled."""
 
 
-def text_of(value: object) -> str:
+def format_text(value: object) -> str:
     """Convert a single value to text.
 
     Raises:
@@ -141,11 +141,11 @@ def _json(value: object) -> str:
 
 
 def _odata(value: object) -> str:
-    return "'" + _without_control(text_of(value)).replace("'", "''") + "'"
+    return "'" + _without_control(format_text(value)).replace("'", "''") + "'"
 
 
 def _soql(value: object) -> str:
-    return "'" + _without_control(text_of(value).translate(_SOQL)) + "'"
+    return "'" + _without_control(format_text(value).translate(_SOQL)) + "'"
 
 
 def _without_control(text: str) -> str:
@@ -156,7 +156,7 @@ def _without_control(text: str) -> str:
 
 FORMS: Mapping[str, Form] = {
     "scim": Form(
-        lambda value: _json(text_of(value)),
+        lambda value: _json(format_text(value)),
         quote='"',
         meaning="a text in a SCIM filter (RFC 7644 §3.4.2.2), in quotes; a number becomes a text",
         example="externalId eq {event.entity_id:scim}",
@@ -181,37 +181,37 @@ FORMS: Mapping[str, Form] = {
         example="external_id == {event.entity_id:json}",
     ),
     "epoch": Form(
-        lambda value: str(nanoseconds_of(value) // 10**9),
+        lambda value: str(parse_nanoseconds(value) // 10**9),
         quote=None,
         meaning="a time as whole seconds since 1970",
         example="{event.occurred_at:epoch}",
     ),
     "epoch-ms": Form(
-        lambda value: str(nanoseconds_of(value) // 10**6),
+        lambda value: str(parse_nanoseconds(value) // 10**6),
         quote=None,
         meaning="a time as whole milliseconds since 1970",
         example="{event.occurred_at:epoch-ms}",
     ),
     "date": Form(
-        lambda value: rfc3339(instant_of(value))[:10],
+        lambda value: rfc3339(parse_instant(value))[:10],
         quote=None,
         meaning="the UTC date of a time, as `2026-01-31`",
         example="{event.occurred_at:date}",
     ),
     "url": Form(
-        lambda value: percent_encode(text_of(value)),
+        lambda value: percent_encode(format_text(value)),
         quote=None,
         meaning="percent-encoded, for a URL in a text",
         example="https://crm.example.com/{event.entity_id:url}",
     ),
     "path": Form(
-        lambda value: percent_encode_path(text_of(value)),
+        lambda value: percent_encode_path(format_text(value)),
         quote=None,
         meaning="a value with slashes in a path: segments are percent-encoded, and may not be empty, `.` or `..`",
         example="/repos/{event.body.repository.full_name:path}/issues",
     ),
     "text": Form(
-        text_of,
+        format_text,
         quote=None,
         meaning="unchanged, for prose only: in a query language, a value could change the query",
         example="gone since {event.occurred_at:text}",

@@ -10,8 +10,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
-from inbox.config.sync import POSITIONS, Paging, Sweep, paging_of
-from inbox.errors import ConfigError, UnusableAnswer, collect_config_errors
+from inbox.config.sync import POSITIONS, Paging, Sweep, resolve_paging
+from inbox.errors import ConfigError, UnusableResponse, collect_config_errors
 from relay.sync.calls import CallPlan, compile_call, compile_query, evaluate
 from relay.sync.expressions import Expression, Scope
 from relay.sync.templates import SearchTemplate, Template, leads_elsewhere
@@ -19,7 +19,7 @@ from relay.sync.templates import SearchTemplate, Template, leads_elsewhere
 Item = TypeVar("Item", bound=Hashable)
 """An item of a page. An item that changes between pages becomes a different one."""
 MOST_SETBACKS = 10
-"""Most setbacks that reach the beginning or yield nothing new."""
+"""Maximum number of setbacks that reach the beginning or yield nothing new."""
 
 
 class PagesPlan(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ def compile_pages(table: Sweep, where: str) -> PagesPlan:
     Raises:
         ConfigError: a template or an expression is wrong, or every page would be the first.
     """
-    paging = paging_of(table.pages)
+    paging = resolve_paging(table.pages)
     position = None if paging is None else POSITIONS.get(paging.by)
     names = {"since"} if paging is None else {"since", "count", *filter(None, [position])}
     call = compile_call(where, names, table, table.method, texts=SearchTemplate)
@@ -86,10 +86,11 @@ def _reads_next(value: object) -> bool:
 class Paginator(Generic[Item]):
     """Walks through the pages of one listing: `call`, `at` and `body` describe the request for the next page.
 
-    A listing in the order of changes shifts while it is read. A changed entity moves to the end, and all entities after it
-    move up by one, so an entity could be missed between two pages. So with paging by start, each page begins with the last
-    entity of the previous one. If a page has no unchanged entity of the previous page, the listing has shifted too far, and
-    the paginator goes back, twice as far each time. A changed entity proves nothing, since it moved to the end.
+    A listing in the order of changes shifts while it is read. A changed entity moves to the end, and all entities after its
+    old place move up by one, so an entity could be missed between two pages. With paging by start, each page therefore
+    begins with the last entity of the previous one. If a page has no unchanged entity of the previous page, the listing
+    has shifted too far, and the paginator goes back, twice as far each time. Seeing a
+    changed entity again proves nothing, since it moved to the end.
     """
 
     def __init__(self, plan: PagesPlan, scope: Scope, base: str) -> None:
@@ -108,7 +109,7 @@ class Paginator(Generic[Item]):
             self._scope[self._by] = self._first
         self._link: tuple[str, str] | None = None
         self._seen: set[int] = set()
-        """Hashes of the previous positions and pages, which may be long and many."""
+        """Hashes of the previous positions and pages; the originals may be long and many."""
         self._before: Sequence[Item] = ()
         self._read = 0
         self._back = 1
@@ -133,7 +134,7 @@ class Paginator(Generic[Item]):
         """Accept a page by its JSON, `Link` header and items; return the new items, and advance to the next page.
 
         Raises:
-            UnusableAnswer: the pages can't be followed. The text has the reason and a remedy.
+            UnusableResponse: the pages can't be followed. The text has the reason and a remedy.
         """
         known, went_back = set(self._before), self._back > 1
         has_moved = self._by == "start" and len(known) > 1 and known.isdisjoint(items)
@@ -155,7 +156,7 @@ class Paginator(Generic[Item]):
                     )
             self._before, self._back = items, 1
         if not self.is_at_end and self.number >= self._most:
-            raise UnusableAnswer(
+            raise UnusableResponse(
                 f"no end after {self.number} pages, so the listing is incomplete; "
                 "narrow the call by its params, or raise pages.most"
             )
@@ -167,7 +168,7 @@ class Paginator(Generic[Item]):
         self._seen.clear()
         self._setbacks += 1
         if self._setbacks > MOST_SETBACKS:
-            raise UnusableAnswer(
+            raise UnusableResponse(
                 "the pages don't connect: the listing changes faster than it can be read, or starts only at whole pages; "
                 'if its pages have numbers, set by = "page"'
             )
@@ -188,18 +189,20 @@ class Paginator(Generic[Item]):
     def _turn_by_number(self, document: object, length: int, *, has_new: bool) -> bool:
         more, left = self._more(document), self._left(document, length)
         if not length and left:
-            raise UnusableAnswer(
+            raise UnusableResponse(
                 f"page {self.number} is empty, although total says that {left} items are left; "
                 "if total counts items that no page has, remove it"
             )
-        if self._by == "page":  # the service may filter a page so that it is empty, but not the last
+        if self._by == "page":  # a filter of the service may empty a page that is not the last
             self._scope["page"] += 1
             return more is not False and left != 0 and (length > 0 or more is True)
         # SCIM reads start 0 as 1, and would return a single page twice.
         is_only = self._scope["start"] <= self._first + 1 and length < self._count
         has_ended = not has_new and (length < max(len(self._before), 1) or is_only)
         if has_ended and more is True:
-            raise UnusableAnswer(f"page {self.number} has no new items, although the response says that there are more")
+            raise UnusableResponse(
+                f"page {self.number} has no new items, although the response says that there are more"
+            )
         self._scope["start"] += length - (length > 1)
         # After the first page, `total` does not end the listing: items that moved were counted twice.
         return not (has_ended or more is False or (left == 0 and self.number == 1))
@@ -210,7 +213,7 @@ class Paginator(Generic[Item]):
             return None
         total = self._plan.total_in(document)
         if total is None:
-            raise UnusableAnswer(f"the response has no number at {self._plan.total.text}")
+            raise UnusableResponse(f"the response has no number at {self._plan.total.text}")
         read = self._read if self._by == "page" else self._scope["start"] - self._first + length
         return max(total - read, 0)
 
@@ -219,7 +222,7 @@ class Paginator(Generic[Item]):
         following = None if more is False else self._next(document)
         if following is None:
             if more is True:
-                raise UnusableAnswer("the response says that there are more items, but has no value at next")
+                raise UnusableResponse("the response says that there are more items, but has no value at next")
             return False
         self._never_again(("position", str(following)))
         self._scope["next"] = following
@@ -239,13 +242,13 @@ class Paginator(Generic[Item]):
         self, seen: Hashable, problem: str = "refers to an earlier page as the next: the listing is endless"
     ) -> None:
         if hash(seen) in self._seen:
-            raise UnusableAnswer(f"page {self.number} {problem}")
+            raise UnusableResponse(f"page {self.number} {problem}")
         self._seen.add(hash(seen))
 
     def _more(self, document: object) -> bool | None:
         more: bool | None = evaluate(self._plan.more, document)
         if self._plan.more is not None and not isinstance(more, bool):
-            raise UnusableAnswer(f"the response has neither true nor false at {self._plan.more.text}")
+            raise UnusableResponse(f"the response has neither true nor false at {self._plan.more.text}")
         return more
 
     def _next(self, document: object) -> str | int | None:
@@ -253,9 +256,9 @@ class Paginator(Generic[Item]):
         if following is None or following is False or following == "":
             return None
         if not isinstance(following, str | int) or following is True:
-            raise UnusableAnswer("next finds neither a text nor a number in the response")
+            raise UnusableResponse("next finds neither a text nor a number in the response")
         if len(str(following)) > LONGEST:
-            raise UnusableAnswer(f"next finds more than {LONGEST} characters in the response")
+            raise UnusableResponse(f"next finds more than {LONGEST} characters in the response")
         return following
 
 
@@ -263,7 +266,7 @@ class Paginator(Generic[Item]):
 
 
 LONGEST = 8192
-"""Most characters of a link."""
+"""Maximum characters in a link."""
 _PATH_SAFE = "%/:@!$&'()*+,;=~-._"
 _QUERY_SAFE = "%!$&'()*+,;=:@/?-._~"
 _PORTS = {"http": 80, "https": 443}
@@ -279,19 +282,19 @@ def next_in_header(header: str | None) -> str | None:
     """Return the URL of `rel="next"` in a `Link` header; None without one.
 
     Raises:
-        UnusableAnswer: the header can't be read, or has several next pages. It would be mistaken for the end of the listing.
+        UnusableResponse: the header can't be read, or has several next pages. Ignoring it would look like the listing's end.
     """
     text, at, found = (header or "").rstrip(" \t,"), 0, set()
     while at < len(text):
         link = _LINK.match(text, at)
         if link is None:
-            raise UnusableAnswer("the Link header can't be read")
+            raise UnusableResponse("the Link header can't be read")
         relations = _REL.search(link[2])  # only the first `rel` counts (§3.3)
         if relations and "next" in (relations[1] or relations[2] or "").lower().split() and not _ANCHOR.search(link[2]):
             found.add(link[1])  # a link with an anchor belongs to another resource (§3.2)
         at = link.end()
     if len(found) > 1:
-        raise UnusableAnswer("the Link header has several next pages")
+        raise UnusableResponse("the Link header has several next pages")
     return next(iter(found), None)
 
 
@@ -302,32 +305,32 @@ def resolve_link(link: str, base: str, current: str) -> tuple[str, str]:
     query of `base` is omitted, because every call gets it.
 
     Raises:
-        UnusableAnswer: the link can't be read, or leads elsewhere. The text has a remedy, and no part of the link.
+        UnusableResponse: the link can't be read, or leads elsewhere. The text has a remedy, but no part of the link.
     """
     home = urlsplit(base)
     if len(link) > LONGEST:
-        raise UnusableAnswer(f"the link to the next page has more than {LONGEST} characters")
+        raise UnusableResponse(f"the link to the next page has more than {LONGEST} characters")
     try:
         link.encode()  # half of a surrogate pair raises a ValueError
         parts = urlsplit(urljoin(current, link))
         origin = (parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme))
         is_plain = parts.username is None and parts.password is None
     except ValueError:
-        raise UnusableAnswer("the link to the next page can't be read") from None
+        raise UnusableResponse("the link to the next page can't be read") from None
     if not is_plain or origin != (home.scheme, home.hostname, home.port or _PORTS.get(home.scheme)):
-        raise UnusableAnswer(
+        raise UnusableResponse(
             "the link to the next page leads elsewhere: it must have the scheme, host and port of base_url, without a user; "
             "correct base_url"
         )
     path, prefix = quote(parts.path, safe=_PATH_SAFE), home.path.rstrip("/")
     below = path.removeprefix(prefix) or "/"
     if not path.startswith(prefix) or not below.startswith("/") or below.startswith("//"):
-        raise UnusableAnswer(
+        raise UnusableResponse(
             "the link to the next page leads elsewhere: its path is not below that of base_url; "
             "shorten the path of base_url"
         )
     if leads_elsewhere(path):
-        raise UnusableAnswer("the path of the link to the next page could lead to another resource")
+        raise UnusableResponse("the path of the link to the next page could lead to another resource")
     known = home.query.split("&")
     return below, "&".join(
         pair for pair in quote(parts.query, safe=_QUERY_SAFE).split("&") if pair and pair not in known

@@ -13,12 +13,12 @@ from inbox.config.mistakes import nearest
 from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
-from relay.sync.forms import FORMS, is_json, percent_encode, text_of
+from relay.sync.forms import FORMS, format_text, is_json, percent_encode
 
 _SEGMENTS = FORMS["path"]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORM = re.compile(r":\s*([\w-]*)\s*\Z")
-"""The form of a placeholder. No JMESPath ends like this: slices end with a bracket, and objects need braces."""
+"""The form of a placeholder. No JMESPath expression ends like this: slices end with a bracket, and objects need braces."""
 _QUOTES: Mapping[str, str] = {'"': "scim", "'": "odata", "`": "json"}
 """Suggested form for a value between these quotes."""
 _LITERAL_PATH = "/:@!$&'()*+,;=~%-._"
@@ -26,15 +26,15 @@ _QUERY_IN_A_PATH = re.compile("[\"'`(]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
 _LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
-"""Characters that Windows converts to slashes, besides those with a compatibility mapping (bestfit1252.txt)."""
+"""Characters that Windows converts to slashes (bestfit1252.txt), in addition to those with a compatibility mapping."""
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
 _LONGEST_IN_A_PATH = 1024
-"""Maximum characters in a path. Servers limit path and query to 8 KiB, and encoding makes a value up to nine times longer."""
+"""Maximum characters in a path. Servers limit path and query to 8 KiB, and encoding may make a value nine times longer."""
 _LONGEST_IN_A_QUERY = 64 * 1024
 """Maximum characters in a query, enough for the ids of a listing."""
 _MOST_DECODINGS = 8
-"""Maximum number of times a path is decoded. Each proxy on the way may decode once; no id is encoded more often."""
+"""Maximum number of times a path is decoded. Each proxy on the way may decode it once; no real id is encoded more often."""
 
 
 class Placeholder(Expression):
@@ -82,19 +82,19 @@ class Template:
         return [part for part in self.parts if isinstance(part, Placeholder)]
 
     def looks_into(self, name: str) -> bool:
-        """Return True if one of its expressions reads this top-level name of the scope."""
+        """Return True if one of the template's expressions reads this top-level name of the scope."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def expand(self, scope: Scope) -> str:
         """Return the text with its values.
 
         Raises:
-            MappingError: an expression finds no value, several, or one that its form can't hold.
+            MappingError: an expression finds no value, several values, or a value that its form can't hold.
         """
         return "".join(part if isinstance(part, str) else self._text(part, scope) for part in self.parts)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """Expand it. A template with a single expression and no text keeps the type of the value."""
+        """Expand the template. With a single expression and no other text, the value keeps its type."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Placeholder) and self.parts[0].form is None:
             return self._found(self.parts[0], scope)
         return self.expand(scope)
@@ -118,7 +118,7 @@ class Template:
         if isinstance(value, str):
             self._require_short(value, placeholder)
         try:
-            text = text_of(value) if placeholder.form is None else placeholder.form.write(value)
+            text = format_text(value) if placeholder.form is None else placeholder.form.write(value)
         except ValueError as error:
             raise MappingError(f"{{{placeholder.text}}}: the value {error}", field=self.where) from None
         if not isinstance(value, str):
@@ -146,7 +146,7 @@ class SearchTemplate(Template):
     longest = _LONGEST_IN_A_QUERY
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """Expand it as a template; MappingError for an object."""
+        """Expand the template; MappingError for an object."""
         value = super().value(scope)
         if _has_object(value):
             shown = ", ".join(placeholder.text for placeholder in self.placeholders)
@@ -177,7 +177,7 @@ class Path(Template):
         """Return the path, percent-encoded.
 
         Raises:
-            MappingError: a value is missing or unusable, or a proxy could read the path as that of another resource.
+            MappingError: a value is missing or unusable, or a proxy could read the path as that of a different resource.
         """
         path = super().expand(scope)
         if reason := leads_elsewhere(path):
@@ -193,7 +193,7 @@ class Path(Template):
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         text = super()._text(placeholder, scope)
-        # Otherwise the endpoint could take the path for that of the collection, or of another name.
+        # Otherwise the endpoint could read the path as that of the collection or of another name.
         names = _names(_decode(text))
         has_segments = placeholder.form is _SEGMENTS
         if not (all(names) if has_segments else names[0] and names[-1]):
@@ -208,8 +208,9 @@ def leads_elsewhere(path: str) -> str | None:
     """Return the reason why the path could lead to another resource, as the end of a sentence; None if it can't.
 
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) after decoding: nginx decodes once, others repeatedly, Windows
-    accepts backslashes, and Tomcat removes `;parameters`. When Windows converts text to its code page, it reads a fullwidth
-    dot or slash, or the fraction slash, as the plain one. In some servers a control character ends the path or a header line.
+    accepts backslashes, and Tomcat removes `;parameters`. When Windows converts text to its code page, it turns a fullwidth
+    dot or slash, or the fraction slash, into the plain character. In some servers a control
+    character ends the path or a header line.
     """
     decoded = _decode(path)
     if unquote(decoded) != decoded:
@@ -224,13 +225,13 @@ def _fold(text: str) -> str:
     """Replace each character with its compatibility equivalent.
 
     Normalising the whole text could combine a dot or slash with a mark after it. Also, Python sorts a run of marks in
-    quadratic time, during which no other thread runs.
+    quadratic time and lets no other thread run meanwhile.
     """
     return text.translate({ord(each): normalize("NFKC", each) for each in set(text)})
 
 
 def _decode(text: str) -> str:
-    """Decode `text` repeatedly, up to a limit, since each pass takes linear time."""
+    """Decode `text` repeatedly. The number of passes is limited, since each takes linear time."""
     for _ in range(_MOST_DECODINGS):
         encoded_text, text = text, unquote(text)
         if text == encoded_text:
@@ -340,7 +341,7 @@ def _find_open_quote(text: str, quotes: str, escape: str) -> str | None:
 _VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
 """A field value without obs-text (RFC 9110 §5.5): the meaning of other bytes is not standardised."""
 _LONGEST = 4096
-"""Most characters of a value. Servers limit the whole head, nginx to 8 KiB by default; versions and keys are shorter."""
+"""Maximum characters in a value. Servers limit the whole head (nginx to 8 KiB by default); versions and keys are shorter."""
 
 
 class HeaderTemplate(Template):

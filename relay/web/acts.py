@@ -1,4 +1,4 @@
-"""Acts over HTTP: a plan with a form, and its confirmation, which inserts one row of `relay_command` with a name and a reason.
+"""Acts over HTTP: a plan with a form, and its confirmation. Confirming inserts a row of `relay_command` with name and reason.
 
 Every operation of `relay.operations.table` has the same two paths: `/acts/KIND` and `/api/v1/acts/KIND`.
 """
@@ -37,7 +37,7 @@ Reason = Annotated[
 ]
 """A reason that `check_reason` accepts."""
 NONE_CHOSEN = "none"
-"""First value of `deliveries` in a form with checkboxes, so that a form without a selected box does not mean everything."""
+"""First value of `deliveries` in a form with checkboxes, so that a form without any checked box does not select everything."""
 
 
 Fields = Mapping[str, Any]
@@ -45,7 +45,7 @@ Fields = Mapping[str, Any]
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of an act besides those of its selection."""
+    """Fields of an act other than those of its selection."""
 
     reason: Reason = ""
     plan: Annotated[str | None, Meta(description="The member `plan` of the plan that was shown.")] = None
@@ -63,7 +63,7 @@ class ActAnswer(msgspec.Struct, frozen=True):
     """Path of the command in the API."""
 
 
-def fields_of(operation: Operation) -> tuple[str, ...]:
+def list_fields(operation: Operation) -> tuple[str, ...]:
     """Return the names of the fields of an operation's selection."""
     return tuple(name for name in operation.keys if name not in BOUNDS)
 
@@ -72,7 +72,7 @@ def check_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
     """Return the reason without surrounding space.
 
     Raises:
-        BadFilter: it is empty, too long, or names the entity to erase.
+        BadFilter: the reason is empty, too long, or names the entity to erase.
     """
     if mistake := find_reason_mistake(asked, reason.strip()):
         raise BadFilter(mistake, field="reason")
@@ -80,10 +80,10 @@ def check_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
 
 
 def _chosen(req: Request) -> dict[str, Any]:
-    """Return the parameters of a URL, with the deliveries of the selected checkboxes as `deliveries`.
+    """Return the parameters of a URL, with the deliveries of the checked boxes as `deliveries`.
 
     Raises:
-        BadFilter: none is selected.
+        BadFilter: no box is checked.
     """
     given = given_in(req)
     if given.get("deliveries") == NONE_CHOSEN:
@@ -138,12 +138,12 @@ class ActResource:
             await self._show(resp, actor, operation, _chosen(req), {})
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
-        """Insert the command, and redirect to it or answer 202 with its id. On an error, the page shows the plan again."""
+        """Insert the command, and redirect to it or respond with 202 and its id. On an error, the page shows the plan again."""
         actor, operation = _authorize(req, kind)
         is_json = wants_json(req)
         sent, given = _split_fields(await (read_json if is_json else read_form)(req))
         if not is_json:
-            sent["plan"] = sent.get("plan") or "-"  # a form without its plan confirms nothing
+            sent["plan"] = sent.get("plan") or "-"  # a form without a plan confirms nothing
         try:
             number = await self._ask(actor, operation, given, sent, strict=is_json)
         except NothingThere:
@@ -159,14 +159,14 @@ class ActResource:
             resp.media = ActAnswer(number, kind, resp.location)
 
     def _read(self, operation: Operation, given: Fields, *, strict: bool = False) -> Any:  # noqa: ANN401  # `asks`
-        return convert(operation.asks, given, self._clock.now(), strict=strict, known=fields_of(operation))
+        return convert(operation.asks, given, self._clock.now(), strict=strict, known=list_fields(operation))
 
     async def _plan(self, actor: Actor, operation: Operation, asked: Any, agreed: Agreed | None = None) -> ActPlan:  # noqa: ANN401  # `asks`
-        """Make the current plan; an `agreed` one is made as of its time."""
+        """Make the current plan; with `agreed`, make it as of the time of the agreed plan."""
         return await self._readers.read(actor, lambda reading: make_plan(reading, operation, asked, agreed))
 
     async def _ask(self, actor: Actor, operation: Operation, given: Fields, fields: Fields, *, strict: bool) -> int:
-        """Insert the confirmed command, and return its id. A second submission has nothing left to do.
+        """Insert the confirmed command, and return its id. A second submission finds nothing left to do.
 
         Raises:
             BadFilter: the reason or another field is missing or wrong.
@@ -224,7 +224,7 @@ class ActResource:
 
 
 def _hidden(asked: msgspec.Struct) -> dict[str, str]:
-    """Return the hidden fields of the form: the selection with absolute times, so that its meaning doesn't change."""
+    """Return the hidden fields of the form: the selection, with absolute times so that its meaning stays the same."""
     given = {name: value for name, value in msgspec.to_builtins(asked).items() if name != "everything"}
     return {
         name: ",".join(map(str, value)) if isinstance(value, list | tuple) else "true" if value is True else str(value)

@@ -45,9 +45,9 @@ REFRESH_HEADER = "X-Refresh"
 
 
 CONNECTIONS = 250
-"""Most open connections. A browser has one for the visible page, and a few while it loads one.
+"""Maximum number of open connections. A browser has one for the visible page, and a few while it loads a page.
 
-A further connection replaces the one idle for longest; if none is idle, it gets 503.
+A further connection replaces the one that has been idle longest; if all are busy, it gets 503.
 """
 
 
@@ -60,7 +60,7 @@ class ScreenResource:
     async def on_get(self, req: Request, resp: Response, **path: int) -> None:
         """Respond with the screen as HTML or JSON. A refresh gets 304 if nothing changed, and 204 if it has to wait.
 
-        A filter that is invalid, or takes too long, stays in its form below the problem.
+        An invalid or slow filter stays in its form, below the problem.
         """
         given, is_refresh = given_in(req, path), req.get_header(REFRESH_HEADER) is not None
         query, page, problem, version = None, None, None, None
@@ -98,7 +98,7 @@ class ScreenResource:
             actor=req.context.actor,
             live=self._screen.is_live
             and req.params.get(LIVE_FIELD) != "0"
-            and "body" not in given  # a search in payloads reads too much to be repeated
+            and "body" not in given  # a search in payloads is too expensive to repeat
             and not isinstance(problem, BadFilter),
             version=version,
         )
@@ -107,7 +107,7 @@ class ScreenResource:
 
 
 class SecurityHeaders:
-    """Falcon middleware that sets headers against other sites and injected text."""
+    """Falcon middleware that sets headers to protect against other sites and injected text."""
 
     async def process_response(
         self, req: Request, resp: Response, _resource: object, _succeeded: bool
@@ -118,10 +118,10 @@ class SecurityHeaders:
 
 
 class SearchBox:
-    """`/find`: leads the text of the search box to the list that has it."""
+    """`/find`: redirects a search to the list that has its text."""
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        """Redirect a number to its event's deliveries, TYPE/ID to the entity's, and any other text to those of the sender's id."""
+        """Redirect a number to the event's deliveries, TYPE/ID to the entity's, and any other text to those of that sender's id."""
         given = (req.get_param("q") or "").strip()
         field = "seq" if given.isascii() and given.isdigit() else "entity" if "/" in given else "sender_id"
         resp.status, resp.location = falcon.HTTP_303, url("/deliveries", {field: given})
@@ -131,7 +131,7 @@ class Live:
     """`/health/live`: the process is alive."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer 200."""
+        """Respond with 200."""
         resp.media = {"status": "live"}
 
     on_head = on_get
@@ -175,7 +175,7 @@ def _convert_path(path: str) -> str:
 
 
 class _Lifespan:
-    """Falcon middleware that sets the page's limits in the server, and closes the database connections at the end."""
+    """Falcon middleware that sets the page's limits in the server, and closes the database connections at shutdown."""
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
@@ -189,7 +189,7 @@ class _Lifespan:
         self._readers.close()
 
 
-def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
+def make_page(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
     """Make the application. It opens no connections, so that a forked process can serve it.
 
     Args:
@@ -202,7 +202,7 @@ def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions |
     """
     clock = SystemClock()
     check_accounts(config.web)
-    # `*` is ignored: trusting every address would let an attacker choose the address whose attempts are counted.
+    # `*` is ignored: with every address trusted, an attacker could choose the address under which attempts are counted.
     networks = [Network.parse(each) for each in forwarding if each != "*"]
     readers = Readers(config, clock)
     app = create_app(readers, clock, Guard(config.web, clock, sessions or Sessions(), forwarding=networks))

@@ -30,7 +30,7 @@ from inbox.config.values import Network
 from inbox.errors import BadFilter, NotAllowed, PageError, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.observe.logs import fields
 from inbox.observe.visible import visible
-from inbox.sources.credentials import address_of as parse_address
+from inbox.sources.credentials import parse_ip_address as parse_address
 from relay.accounts import (
     LONGEST_NAME,
     LONGEST_PASSWORD,
@@ -55,30 +55,30 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_PROXY_NAME, _LONGEST_HOST = 200, 300
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:/@\[\]]+))(?::\d*)?", re.IGNORECASE)
 _LOCAL = re.compile(r"/(?!/)[!-\[\]-~]{0,4000}")
-"""A path on this host. Browsers strip control characters and read a backslash as a slash: `/\\example.com` is another host."""
+"""A path on this host. Browsers strip control characters and read a backslash as a slash, so `/\\example.com` is another host."""
 
 
-def values_of(req: Request, name: str) -> list[str]:
-    """Return every value of a header, since Falcon joins repeated ones. Bytes that are not UTF-8 become U+FFFD."""
+def get_values(req: Request, name: str) -> list[str]:
+    """Return every value of a header, as Falcon would join repeated headers. Bytes that are not UTF-8 become U+FFFD."""
     wanted = name.lower().encode()
     return [value.decode("utf-8", "replace").strip() for key, value in req.scope["headers"] if key == wanted]
 
 
-def peer_of(req: Request) -> str | None:
+def get_peer(req: Request) -> str | None:
     """Return the address of the connection's peer; None for a Unix socket.
 
-    This requires uvicorn's `proxy_headers` to be off: otherwise a client could pose as a proxy by `X-Forwarded-For`.
+    This requires uvicorn's `proxy_headers` to be off: otherwise a client could pose as a proxy with `X-Forwarded-For`.
     """
     client = req.scope.get("client")
     return str(client[0]) if client else None
 
 
 def is_own_host(req: Request, origin: str | None) -> bool:
-    """Tell whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
+    """Return whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
 
     Otherwise another site's name could resolve to the page's address, and its scripts would share the page's origin.
     """
-    hosts = values_of(req, "host")
+    hosts = get_values(req, "host")
     match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 and len(hosts[0]) <= _LONGEST_HOST else None
     if match is None:
         return False
@@ -87,15 +87,15 @@ def is_own_host(req: Request, origin: str | None) -> bool:
 
 
 def is_same_origin(req: Request, configured: str | None) -> bool:
-    """Tell whether a page of this origin sent the request, by headers that browsers set and scripts can't.
+    """Return whether a page of this origin sent the request, judging by headers that browsers set and scripts can't.
 
     The origin is the host of the request, or `configured`, which is `[web] origin`.
     """
-    sites = values_of(req, "sec-fetch-site")
+    sites = get_values(req, "sec-fetch-site")
     if sites:
         return sites == ["same-origin"]
-    own = f"{req.scheme}://{''.join(values_of(req, 'host'))}"
-    origins = values_of(req, "origin")
+    own = f"{req.scheme}://{''.join(get_values(req, 'host'))}"
+    origins = get_values(req, "origin")
     return len(origins) == 1 and origins[0].lower() in {each.lower() for each in (own, configured) if each}
 
 
@@ -106,8 +106,8 @@ def bearer_token(req: Request) -> str | None:
 
 
 def read_proxy_actor(req: Request, proxy: WebProxy) -> Actor | None:
-    """Return the person signed in by the proxy; None if the request comes from another address, or not with one name."""
-    peer, names = peer_of(req), values_of(req, proxy.header)
+    """Return the person signed in by the proxy. None if the request comes from another address or has not exactly one name."""
+    peer, names = get_peer(req), get_values(req, proxy.header)
     if peer is None or not is_listed(peer, proxy.networks) or len(names) != 1:
         return None
     (name,) = names
@@ -116,16 +116,16 @@ def read_proxy_actor(req: Request, proxy: WebProxy) -> Actor | None:
     return Actor(name, "operator" if name in proxy.operators else "viewer", "proxy")
 
 
-def address_of(req: Request, proxies: Iterable[Network]) -> str:
+def find_address(req: Request, proxies: Iterable[Network]) -> str:
     """Return the address of the client, which may be behind proxies.
 
-    A listed proxy, or one at a Unix socket, is trusted for its part of `X-Forwarded-For`: the client is the last address
-    that is not a listed proxy. Clients can forge the addresses before it.
+    A listed proxy, or one at a Unix socket, is trusted for its part of `X-Forwarded-For`. So the client is the last address
+    that is not a listed proxy. Clients can forge all earlier addresses.
     """
-    peer = peer_of(req)
+    peer = get_peer(req)
     if peer is not None and not is_listed(peer, proxies):
         return peer
-    for given in reversed(",".join(values_of(req, "x-forwarded-for")).split(",")):
+    for given in reversed(",".join(get_values(req, "x-forwarded-for")).split(",")):
         address = given.strip()
         if "%" in address or parse_address(address) is None:
             break
@@ -135,12 +135,12 @@ def address_of(req: Request, proxies: Iterable[Network]) -> str:
 
 
 def is_listed(peer: str, networks: Iterable[Network]) -> bool:
-    """Tell whether an address is in one of the networks."""
+    """Return whether an address is in one of the networks."""
     address = parse_address(peer)
     return address is not None and any(address in ipaddress.ip_network(network) for network in networks)
 
 
-def network_of(address: str) -> str:
+def get_network(address: str) -> str:
     """Return the network that one person may control: a single IPv4 address, or the /64 of an IPv6 address."""
     given = parse_address(address)
     if isinstance(given, ipaddress.IPv6Address):
@@ -156,7 +156,7 @@ def local_path(given: str) -> str:
 # --- sessions
 
 COOKIE, SECURE_COOKIE = "inbox-relay", "__Host-inbox-relay"
-"""Names of the cookie over http and https. No other host can set a cookie whose name begins with `__Host-`."""
+"""Names of the cookie: over http, and over https. No other host can set a cookie whose name begins with `__Host-`."""
 _A_COOKIE = re.compile(r"[\w.-]{1,300}", re.ASCII)
 _PLACES = 4096
 
@@ -164,10 +164,10 @@ _PLACES = 4096
 class Sessions:
     """Signed cookies with the person and the time of the sign-in.
 
-    The key is random and never stored: a reader of the users file can't sign a cookie. gunicorn's master makes one object,
-    and its workers share the key and the sign-outs; a restart ends every session. A cookie is a time, signed for the
-    person's line and number of sign-outs. So a new password, another role, a removed line or a sign-out ends all sessions of
-    that person only.
+    The key is random and never stored, so a reader of the users file can't sign a cookie. gunicorn's master makes one
+    object, and its workers share the key and the sign-outs. A restart ends every session. A cookie is a time, signed with
+    the person's line and number of sign-outs. So a new password or role, a removed line or a sign-out ends all sessions of that
+    person, and of no other.
     """
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class Sessions:
         """Return the cookie of a new session."""
         return self._signer(person).sign(str(int(now))).decode()
 
-    def person_of(self, cookie: str, people: Entries, now: float, seconds: float) -> Entry | None:
+    def find_person(self, cookie: str, people: Entries, now: float, seconds: float) -> Entry | None:
         """Return the person of a session; None if the cookie is older than `seconds`, or the person's line has changed."""
         if _A_COOKIE.fullmatch(cookie):
             for person in people.values():
@@ -189,15 +189,15 @@ class Sessions:
 
     def end(self, name: str) -> None:
         """End all sessions of a person."""
-        self._sign_outs[_place_of(name)] += 1
+        self._sign_outs[_hash_place(name)] += 1
 
     def _signer(self, person: Entry) -> itsdangerous.Signer:
-        line = f"{self._sign_outs[_place_of(person.name)]} {person.line}"
-        # SHA-384 has 48 bytes: its base64 has no unused bits
+        line = f"{self._sign_outs[_hash_place(person.name)]} {person.line}"
+        # the 48 bytes of SHA-384 fill their base64 without unused bits
         return itsdangerous.Signer(self._key, line, key_derivation="hmac", digest_method=hashlib.sha384)
 
 
-def _place_of(name: str) -> int:
+def _hash_place(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % _PLACES
 
 
@@ -212,19 +212,19 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 BY_NAME = Limit(burst=10, pause_seconds=30)
-"""About 2,900 guesses a day."""
+"""Limit by name: about 2,900 guesses a day."""
 BY_ADDRESS = Limit(burst=30, pause_seconds=5)
-"""Higher than by name, since many people share the address of a proxy or an office."""
+"""Limit by address: higher, since many people may share the address of a proxy or an office."""
 MOST_WAITING = 10
-"""Attempts that wait for their hash, not counting those from known places."""
+"""Maximum number of attempts that wait for their hash, not counting those from known places."""
 MOST_PLACES = 100
-"""Known places of each person."""
+"""Maximum number of known places per person."""
 _BUSY_SECONDS = 5
 Keys = tuple[tuple[Limit, str], ...]
 
 
 class SignInLimits:
-    """Failed attempts by name and by address, until they expire. Each cost a hash, so there are never many. Pure.
+    """Failed attempts by name and by address, until they expire. Each one cost a hash, so their number stays small. Pure.
 
     An address from which a person has signed in is a known place. Attempts from there are counted separately, so that
     attacks from elsewhere don't lock the person out.
@@ -237,8 +237,8 @@ class SignInLimits:
         """The time when all failures of a key have expired: each failure adds one pause."""
 
     def begin(self, name: str, address: str, now: float) -> tuple[Keys, float]:
-        """Count an attempt and return its keys and 0; or count nothing, and return the seconds until the next is allowed."""
-        place = network_of(address)
+        """Count an attempt, and return its keys and 0. If it is not allowed, return the seconds until the next one is."""
+        place = get_network(address)
         is_known = place in self._known.get(name, ())
         keys: Keys = ((BY_NAME, f"{place}\n{name}"),) if is_known else ((BY_NAME, name), (BY_ADDRESS, place))
         over = {key: max(self._over.get(key, now), now) + key[0].pause_seconds for key in keys}
@@ -253,7 +253,7 @@ class SignInLimits:
         """Remove a successful attempt from the count, and remember its place."""
         for key in keys:
             self._over[key] = self._over.get(key, 0.0) - key[0].pause_seconds
-        known, place = self._known.setdefault(name, deque(maxlen=MOST_PLACES)), network_of(address)
+        known, place = self._known.setdefault(name, deque(maxlen=MOST_PLACES)), get_network(address)
         if place not in known:
             known.append(place)
 
@@ -263,7 +263,7 @@ class SignInLimits:
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 _PUBLIC = re.compile(r"/static/.*|/health/live")
 _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
-"""Paths of unsafe methods that viewers may use too."""
+"""Paths that viewers may also use with unsafe methods."""
 
 
 class Guard:
@@ -278,7 +278,7 @@ class Guard:
         forwarding: Sequence[Network] = (),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare it without reading a file: see `check_accounts`. `X-Forwarded-For` of `forwarding` proxies is trusted."""
+        """Prepare without reading a file: see `check_accounts`. `X-Forwarded-For` from `forwarding` proxies is trusted."""
         self.web, self.clock, self.sessions, self.monotonic = web, clock, sessions, monotonic
         self.forwarding = forwarding
         self.users = AccountFile(web.users, "users", monotonic)
@@ -292,7 +292,7 @@ class Guard:
 
         Raises:
             SignInNeeded: the request has no session, the session has ended, or the token is unknown.
-            NotAllowed: the role does not allow it, another site sent it, or the page has another name.
+            NotAllowed: the role does not allow the request, another site sent it, or the page has another host name.
             AccessBroken: the accounts file can't be read.
         """
         req.context.actor = None
@@ -313,20 +313,20 @@ class Guard:
             raise NotAllowed(f"{actor.name} is a viewer, and only an operator may do this")
 
     async def process_response(self, _req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
-        """Tell browsers to use only https, if the page is behind it."""
+        """Tell browsers to use only https, if a proxy serves the page over https."""
         if self.is_https:
             resp.set_header("Strict-Transport-Security", "max-age=31536000")
 
-    async def person_of(self, req: Request) -> Entry | None:
-        """Return the person of the cookie, if the session is valid now."""
+    async def find_person(self, req: Request) -> Entry | None:
+        """Return the person named by the cookie, if the session is still valid."""
         cookies = req.get_cookie_values(self.cookie) or []
         if self.web.users is None or len(cookies) != 1:
             return None
         people = await self.users.entries()
-        return self.sessions.person_of(cookies[0], people, self.clock.now().timestamp(), self.web.session)
+        return self.sessions.find_person(cookies[0], people, self.clock.now().timestamp(), self.web.session)
 
     def _require_own_site(self, req: Request, *, is_safe: bool) -> None:
-        """Refuse requests that a browser sends for another site. Browsers never send a token by themselves."""
+        """Refuse requests that a browser sends for another site. Requests with a token pass, as browsers never add one."""
         if not is_own_host(req, self.web.origin):
             raise NotAllowed(
                 "the page does not have the name that the browser used: open it by its IP address or localhost, or set"
@@ -347,7 +347,7 @@ class Guard:
         raise SignInNeeded("the bearer token is unknown; create one with `relay web token`")
 
     async def _find_session_actor(self, req: Request) -> Actor | None:
-        if person := await self.person_of(req):
+        if person := await self.find_person(req):
             return Actor(person.name, person.role)
         return None if self.web.proxy is None else read_proxy_actor(req, self.web.proxy)
 
@@ -378,7 +378,7 @@ class SignIn:
         if req.context.actor is not None:
             raise falcon.HTTPSeeOther(following)
         if req.get_header("Sec-Fetch-Site") in {"cross-site", "same-site"}:
-            # Browsers don't send the cookie when they follow another site's link. This page reloads itself with it.
+            # Browsers don't send the cookie when they follow another site's link. This page reloads itself, with the cookie.
             resp.set_header("Refresh", "0")
         self._show(resp, following)
 
@@ -392,7 +392,7 @@ class SignIn:
         try:
             if len(name) > LONGEST_NAME or len(password) > LONGEST_PASSWORD:  # before any costly work
                 raise BadFilter(f"a name has at most {LONGEST_NAME} characters, a password {LONGEST_PASSWORD}")
-            person = await self._person(name, password, address_of(req, self._guard.forwarding))
+            person = await self._person(name, password, find_address(req, self._guard.forwarding))
         except PageError as error:
             set_status(resp, error)
             self._show(resp, following, name[:LONGEST_NAME], error)
@@ -410,7 +410,7 @@ class SignIn:
 
     async def on_post_out(self, req: Request, resp: Response) -> None:
         """End all sessions of a person, and clear the browser's data."""
-        person = await self._guard.person_of(req)
+        person = await self._guard.find_person(req)
         if person is not None:
             self._guard.sessions.end(person.name)
             _log.info("%s has signed out", visible(person.name), extra=fields("signed_out", subject=person.name))

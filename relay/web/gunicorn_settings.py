@@ -1,7 +1,7 @@
 """gunicorn's settings for the operator's page, used by `relay web`.
 
 There is one worker, because one reader refreshes all open pages. The master reads the configuration and makes the
-application, and the worker inherits it by fork. So the replacement of a dead worker serves the same configuration.
+application, and the worker inherits it by fork. So a worker that replaces a dead one serves the same configuration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inbox.errors import ConfigError
 from inbox.gunicorn_worker import WORKER_TMP_DIR, ActiveApp, LineLogger, allow_files, reload_app, start_app
 from inbox.loader.load import load_file, read_config
 from inbox.observe.logs import fields
-from relay.web.app import CONNECTIONS, page_of
+from relay.web.app import CONNECTIONS, make_page
 from relay.web.guard import Sessions
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own, with its handlers
@@ -29,7 +29,7 @@ page, sessions = ActiveApp(), Sessions()
 def _activate(server: Any) -> Config:  # noqa: ANN401  # gunicorn's
     """Read and activate the configuration; proxies in gunicorn's `forwarded_allow_ips` are trusted for client addresses."""
     file = load_file()
-    app = file.make(lambda config: page_of(config, server.cfg.forwarded_allow_ips, sessions))
+    app = file.make(lambda config: make_page(config, server.cfg.forwarded_allow_ips, sessions))
     return page.activate(app, file.config)
 
 
@@ -82,5 +82,5 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def is_of_this_host(address: object) -> bool:
-    """Tell whether a listener is reachable only from this host: by a loopback address or a Unix socket."""
+    """Return whether a listener is reachable only from this host: at a loopback address or a Unix socket."""
     return not isinstance(address, tuple) or ipaddress.ip_address(address[0].partition("%")[0]).is_loopback

@@ -12,7 +12,7 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from relay.operations.table import OPERATIONS, Operation
-from relay.web.acts import ActAnswer, Submission, fields_of
+from relay.web.acts import ActAnswer, Submission, list_fields
 from relay.web.plans import ActPlan
 from relay.web.problems import API, PROBLEM_TYPE, Problem
 from relay.web.query import TIMES
@@ -64,7 +64,7 @@ def document(screens: Iterable[Screen]) -> Json:
             },
             "responses": {
                 "Problem": {
-                    "description": _text_of(Problem),
+                    "description": _read_text(Problem),
                     "content": {PROBLEM_TYPE: {"schema": {"$ref": _REF.format(name="Problem")}}},
                 }
             },
@@ -87,15 +87,15 @@ def _describe_method(
     """Describe one method of one path.
 
     Args:
-        name: unique among all.
-        title: its summary.
+        name: id of the method, unique in the document.
+        title: summary of the method.
         answer: type of the JSON on success.
         parameters: parameters of the path and the query.
         body: schema of the JSON body.
         status: status on success.
     """
     ok: Json = {
-        "description": _text_of(answer),
+        "description": _read_text(answer),
         "content": {"application/json": {"schema": {"$ref": _REF.format(name=answer.__name__)}}},
     }
     taken = {"required": True, "content": {"application/json": {"schema": body}}}
@@ -108,14 +108,14 @@ def _describe_method(
     }
 
 
-def _text_of(kind: type[msgspec.Struct]) -> str:
+def _read_text(kind: type[msgspec.Struct]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
 def _describe_acts(kind: Operation) -> Json:
     """Describe the plan of an act, and the act."""
     asks, more = _describe_request(kind.asks), _describe_request(Submission)["properties"]
-    asks["properties"] = {name: asks["properties"][name] for name in fields_of(kind)}
+    asks["properties"] = {name: asks["properties"][name] for name in list_fields(kind)}
     body = {**asks, "properties": asks["properties"] | more, "required": [*asks["required"], "reason"]}
     return {
         "get": _describe_method(f"plan_{kind.kind}", f"{kind.title}: the plan", ActPlan, _describe_parameters(asks)),
@@ -132,7 +132,7 @@ def _describe_request(kind: type[msgspec.Struct]) -> Json:
 
 
 def _describe_field(name: str, schema: Json) -> Json:
-    """Describe a field of a request: never null, and without the default that an absent one has."""
+    """Describe a field of a request. It is never null, and the default of an absent field is omitted."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {key: value for key, value in schema.items() if key != "anyOf" and value is not None}
     described = {**kinds[0], **given} if kinds else given

@@ -1,8 +1,8 @@
 """The plan of an act: the changes that it would make now, and their consequences. A confirmed act follows its plan.
 
-A shown plan is frozen: its act skips deliveries that arrived, failed or died since, and a replay skips all that changed. So
-a plan can only shrink before it is confirmed, as it often does in a live system. A plan that grew nevertheless, or whose
-routes changed, is shown again.
+A shown plan is frozen. Its act skips deliveries that arrived, failed or died later, and a replay skips all that changed. So
+until its confirmation a plan can only shrink, as it often does in a live system. A plan that has grown nevertheless, or
+whose routes have changed, is shown again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from relay.store.operator.plan import Plan, plan, quick
 from relay.web.reading import AnyMembers, Reading
 
 MOST_COUNTED = 10_000
-"""Most deliveries that a plan examines."""
+"""Maximum number of deliveries that a plan examines."""
 LONGEST_SECONDS = 1.0
-"""Time limit of a plan, which then counts only the rows examined so far."""
+"""Time limit for making a plan. Past the limit, the plan counts only the rows examined so far."""
 
 
 class ActPlan(Plan, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Agreed(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str
     """Digest of the selection and of everything that must not change."""
     most: int | None = None
-    """Most deliveries or rows; None: any number."""
+    """Maximum number of deliveries or rows; None for any number."""
     as_of: Moment | None = None
     until_fact: int | None = None
     """Id of the newest fact, for a replay."""
@@ -67,7 +67,7 @@ class Agreed(msgspec.Struct, frozen=True, omit_defaults=True):
             return None
 
     def allows(self, now: Agreed | None) -> bool:
-        """Tell whether the current plan is this one, or less of the same."""
+        """Return whether the current plan equals the agreed one, or is a part of it."""
         if now is None or now.digest != self.digest:
             return False
         return self.most is None or (now.most is not None and now.most <= self.most)
@@ -77,7 +77,7 @@ _NEWEST_FACT = text("SELECT coalesce(max(id), 0) AS id FROM delivery_log")
 
 
 def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed | None) -> ActPlan:  # noqa: ANN401  # `asks`
-    """Make the plan of an operation; an `agreed` one is made as of its time.
+    """Make the plan of an operation; with `agreed`, make it as of the time of the agreed plan.
 
     Raises:
         BadFilter: the selection is invalid.
@@ -108,9 +108,9 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
 
 
 def _frozen(reading: Reading, operation: Operation, asked: Any, agreed: Agreed | None) -> tuple[Any, datetime | None]:  # noqa: ANN401  # `asks`
-    """Return a selection without the rows that join it after the plan, and the time of the plan.
+    """Return the selection without rows that would join it after the plan, and the time of the plan.
 
-    Otherwise an act on a failing route would include dead letters that the operator has not seen, or never be confirmed.
+    Otherwise an act on a failing route would include dead letters that the operator has not seen, or could never be confirmed.
     """
     if not operation.needs_condition:
         return asked, None

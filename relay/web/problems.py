@@ -47,7 +47,7 @@ def set_status(resp: Response, error: HttpAnswerError) -> None:
 
 
 def wants_json(req: Request) -> bool:
-    """Tell whether the client is a program, by the path or the Accept header."""
+    """Return whether the client is a program, judging by the path or the Accept header."""
     return req.path.startswith(f"{API}/") or req.path.endswith(".json") or not req.client_accepts("text/html")
 
 
@@ -86,7 +86,7 @@ class ProblemAnswers:
         self._write(req, resp, Problem(title, error.status_code, detail=error.description))
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
-        """Answer 500. The log has the place of the exception, but not its text, which may hold values of events."""
+        """Respond with 500. The log gets the place of the exception but not its text, which may hold values of events."""
         text = "bug in the page %s; the answer is 500"
         _log.error(text, req.uri_template, exc_info=without_message(error), extra=fields("bug"))
         status = resp.status = HTTPStatus.INTERNAL_SERVER_ERROR

@@ -1,4 +1,4 @@
-"""Converts the parameters of a URL, a form or JSON to a frozen query, and answers to JSON. Pure, except for reading bodies."""
+"""Converts the parameters of a URL, a form or JSON to a frozen query, and responses to JSON. Pure, except for reading bodies."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 
 
 def encode(answer: object) -> bytes:
-    r"""Encode an answer. Postgres' numeric values become numbers, and half a surrogate pair becomes `\ud800`.
+    r"""Encode a response. Postgres' numeric values become numbers, and half a surrogate pair becomes `\ud800`.
 
-    SQLite stores such a half as an escape in JSON, and UTF-8 can't encode it: one such row must not break its list.
+    SQLite stores such a half as an escape in JSON, and UTF-8 can't encode it. One such row must not break the whole list.
     """
     try:
         return _encoder.encode(answer)
@@ -89,7 +89,7 @@ LIVE_FIELD = "live"
 
 
 def given_in(req: Request, path: Mapping[str, object] = {}) -> dict[str, Any]:
-    """Return the parameters of a URL and of its path, without those that only affect the display."""
+    """Return the parameters of a URL and its path, except those that only affect the display."""
     return {name: value for name, value in {**req.params, **path}.items() if name != LIVE_FIELD}
 
 
@@ -99,12 +99,12 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="Most rows of a page.")]
 Before = Annotated[Number, msgspec.Meta(description="Only rows below this one; `before` of the previous page.")]
 Text = Annotated[str, msgspec.Meta(max_length=1000, extra_json_schema={"pattern": "^[^\\x00]*$"})]
-"""Text without NUL, which no database stores and `convert` refuses."""
+"""Text without NUL: no database stores a NUL, and `convert` refuses it."""
 TIMES, LISTS = ("since", "until"), ("seqs", "deliveries", "kinds")
-"""Fields with a time, which may be relative such as `2d`, and fields with a list, which is comma-separated in a text."""
+"""Fields with a time, possibly relative such as `2d`, and fields with a list, comma-separated if given as text."""
 
 LONGEST_VALUE = 10_000
-"""Most characters of a value, equal to the longest id of an entity."""
+"""Maximum characters in a value: the length of the longest id of an entity."""
 _FIELD = re.compile(r"[A-Za-z_]+")
 
 
@@ -118,8 +118,8 @@ def convert(
 ) -> Query:
     """Make a query from the parameters of a URL, the fields of a form or, with `strict`, the members of a JSON object.
 
-    In a URL or a form, texts are converted to other types, and empty ones count as absent. `known` limits the fields; None:
-    all fields of the query are known.
+    In a URL or a form, texts are converted to other types, and empty ones count as absent. `known` limits the fields; None
+    allows all fields of the query.
 
     Raises:
         BadFilter: a field is unknown, or has a wrong value.

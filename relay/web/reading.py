@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.dialect import failure_of, trouble_text
+from inbox.db.dialect import classify_failure, trouble_text
 from inbox.db.reads import Row
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
@@ -32,8 +32,8 @@ AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"addition
 """An object with any members, such as the selection of a command."""
 
 
-def rows_of(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
-    """Describe a row of a table or view by the comments of its columns, as the annotation of a `Row`.
+def describe_rows(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
+    """Describe a row of a table or view with the comments of its columns, for the annotation of a `Row`.
 
     Args:
         name: The table or view.
@@ -62,21 +62,21 @@ class Reading(msgspec.Struct, frozen=True):
     now: datetime
     """The host's clock, in UTC."""
     kept: Callable[[object, float, Callable[[], Any]], Any]
-    """Returns the cached value of a key, or makes it and caches it for some seconds; cached per database role."""
+    """Returns the cached value of a key, or makes it and caches it for some seconds. Each database role has its own cache."""
 
 
 class Screen(msgspec.Struct, frozen=True):
     """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/PATH`)."""
 
     name: str
-    """Name of its template `templates/NAME.html`, which gets `page`, `query`, `given`, `screen`, `config`, `actor`, `values`."""
+    """Name of the template `templates/NAME.html`, which gets `page`, `query`, `given`, `screen`, `config`, `actor`, `values`."""
     path: str
     """In Falcon's syntax; names in braces are fields of the query."""
     title: str
     read: Callable[[Reading, Any], Any]
     """Makes the page from a query, with the types in its signature. Raises PageError if there is nothing to show."""
     key: str | None = None
-    """Keyboard shortcut; None: the screen is not in the menu."""
+    """Keyboard shortcut; None if the screen is not in the menu."""
     is_live: bool = True
     """True if the page refreshes itself: its read is cheap, and it has no form to fill in."""
     values: Mapping[str, object] = {}
@@ -84,17 +84,17 @@ class Screen(msgspec.Struct, frozen=True):
 
     @property
     def query(self) -> type[msgspec.Struct]:
-        """Type of its parameters in the URL; those outside the path have defaults."""
-        return list(_types_of(self.read).values())[1]
+        """Type of the screen's parameters in the URL; those outside the path have defaults."""
+        return list(_read_types(self.read).values())[1]
 
     @property
     def page(self) -> type[msgspec.Struct]:
-        """Type of its page."""
-        return _types_of(self.read)["return"]
+        """Type of the screen's page."""
+        return _read_types(self.read)["return"]
 
 
 @cache
-def _types_of(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Struct]]:
+def _read_types(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Struct]]:
     return get_type_hints(read, include_extras=True)
 
 
@@ -120,18 +120,18 @@ MOST_COUNTED = 500
 
 
 LONGEST_SECONDS = 2.0
-"""Longest time of a statement on Postgres, and of a transaction on SQLite."""
+"""Time limit of a statement on Postgres, and of a transaction on SQLite."""
 Made = TypeVar("Made")
 
 
 AT_ONCE = 12
-"""Concurrent reads. Each statement has a time limit, so a slow screen delays others by seconds at most."""
+"""Maximum number of concurrent reads. Each statement has a time limit, so a slow screen delays others by seconds at most."""
 REFRESH_SECONDS = 0.5
-"""Interval between refreshes of all open pages together. Their reads never take more than half of the time."""
+"""Minimum interval between refreshes, over all open pages. Their reads never take more than half of the time."""
 
 
 class NotYourTurn(Exception):  # not an error
-    """Raised when other pages are refreshed first."""
+    """Raised when another page is refreshed first."""
 
 
 class Readers:
@@ -157,7 +157,7 @@ class Readers:
 
         Raises:
             QueryTooSlow: a statement exceeded its time limit.
-            DatabaseAway: the database does not answer, or is locked.
+            DatabaseAway: the database does not respond, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
@@ -182,7 +182,7 @@ class Readers:
             self._next_refresh = ended + max(REFRESH_SECONDS, ended - began)
 
     def _keep(self, key: object, seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever is made
-        """Return the value of a key if it is younger than `seconds`, else make it. Keys are constants, never from a request."""
+        """Return a key's cached value if it is younger than `seconds`, else make it. Keys are constants, never from a request."""
         now, (made_at, value) = self._monotonic(), self._kept.get(key, (-math.inf, None))
         if now - made_at >= seconds:
             value = make()
@@ -224,6 +224,6 @@ def _convert_errors(make: Callable[[], Made]) -> Made:
             raise QueryTooSlow(
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, for example to a route or a time"
             ) from error
-        if failure_of(error) != "fault":
+        if classify_failure(error) != "fault":
             raise DatabaseAway(trouble_text(error)) from error
         raise

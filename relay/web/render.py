@@ -29,14 +29,14 @@ Series = tuple[str, str, Sequence[int]]
 
 
 def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = (), each: str = "minute") -> Markup:
-    """Draw lines over time: with a grid if there are labels, otherwise small enough for a table cell.
+    """Draw lines over time: with labels, a chart with a grid; without, a chart small enough for a table cell.
 
     Args:
         key: prefix of the element ids; unique in the page.
         title: title of the chart.
         series: lines, the last one on top.
         labels: texts below the plot, from left to right.
-        each: the time of each count.
+        each: the unit of time that each count covers.
     """
     classes, width, height, left, upper, lower = (
         ("chart", 720, 160, 44, 8, 142) if labels else ("chart spark", 120, 28, 1, 2, 26)
@@ -68,7 +68,7 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
         points = zip(places(len(values)), values, strict=True)
         inside.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
-                colour if any(values) else "flat",  # failures of 0 are not shown in red
+                colour if any(values) else "flat",  # a line of zeros is not shown in red
                 " ".join(f"{x},{scale_to(value / top, lower, upper)}" for x, value in points),
             )
         )
@@ -87,7 +87,7 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
 
 
 _LINES = 4
-"""Most horizontal grid lines."""
+"""Maximum number of horizontal grid lines."""
 
 
 def scale(largest: int) -> tuple[int, int]:
@@ -189,12 +189,12 @@ def _environment() -> Environment:
 
 
 def _is_harmless(text: str) -> bool:
-    """Tell whether a text is safe to paste into a terminal, where a control character would act as a key."""
+    """Return whether a text is safe to paste into a terminal, where a control character would act as a key."""
     return visible_line(text) == text
 
 
 def _visible(value: object) -> str:
-    """Escape the invisible and bidirectional characters in an outside value."""
+    """Escape the invisible and bidirectional characters in a value from outside."""
     return "" if value is None else visible(str(value))
 
 
@@ -204,7 +204,7 @@ def _sentence(value: object) -> str:
 
 
 def _visible_lines(value: object) -> str:
-    """Escape an outside text as `_visible` does, but keep its lines."""
+    """Escape a text from outside as `_visible` does, but keep its line breaks."""
     return "\n".join(visible_line(line) for line in str(value).split("\n"))
 
 
@@ -212,7 +212,7 @@ _BRIEF = 300
 
 
 def _brief(value: object) -> str:
-    """Escape the beginning of an outside value, for a cell of a table."""
+    """Escape the beginning of a value from outside, for a table cell."""
     text = "" if value is None else str(value)
     return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
 
@@ -229,7 +229,7 @@ def _time(value: datetime | str | None, now: datetime) -> Markup:
         return Markup("")
     moment = as_time(value)
     said, clock = words.format_relative(moment, now), words.format_time_of_day(moment, now)
-    if said.startswith(f"{moment:%Y-}"):  # a date already
+    if said.startswith(f"{moment:%Y-}"):  # already a date
         clock = f"{moment:%H:%M:%S}Z"
     return Markup('<time datetime="{exact}" title="{exact}"><span>{said}</span> <small>{clock}</small></time>').format(
         exact=rfc3339(moment), said=said, clock=clock

@@ -1,4 +1,4 @@
-"""Reveals: shows the headers and body of an event to an actor who gives a reason; JSON is formatted."""
+"""Reveals: shows the headers and body of an event to an actor who gives a reason, with JSON formatted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from relay.web.screens import EVENT
 from relay.web.screens.event import EventQuery, event
 
 MOST_SHOWN = 256 * 1024
-"""Most bytes shown of a body."""
+"""Maximum bytes shown of a body."""
 _DEEPEST = 60
-"""Deepest JSON that is formatted: indentation grows with each level, so deeper bodies would become too large."""
+"""Maximum depth of formatted JSON. Indentation grows with each level, so deeper bodies would become too large."""
 _LONGEST_PRETTY = 4 * MOST_SHOWN
 
 
@@ -39,7 +39,7 @@ class RevealedPage(msgspec.Struct, frozen=True):
     reason: str
 
 
-def text_of(body: bytes) -> tuple[str, int]:
+def decode_text(body: bytes) -> tuple[str, int]:
     """Return a body as text, and the number of bytes shown. JSON is formatted; bytes that are not UTF-8 are escaped.
 
     Numbers keep their digits, repeated names stay, and text keeps its line breaks.
@@ -62,7 +62,7 @@ def _pretty(body: bytes) -> str | None:
 
 
 class RevealOrder(msgspec.Struct, frozen=True):
-    """A request for the headers and body of an event. Each one is recorded with the event."""
+    """A request for the headers and body of an event. Each request is recorded with the event."""
 
     reason: Reason
 
@@ -90,7 +90,7 @@ class RevealResource:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
     async def on_post(self, req: Request, resp: Response, seq: int) -> None:
-        """Respond with the payload as JSON, in the event's page, or with the body as a file."""
+        """Respond with the payload as JSON or in the event's page, or with the body as a file."""
         is_json, actor = wants_json(req), req.context.actor
         given = await (read_json if is_json else read_form)(req)
         is_file = given.pop("download", None) is not None and not is_json
@@ -103,7 +103,7 @@ class RevealResource:
             resp.downloadable_as, resp.data = f"event-{seq}.bin", body
         else:
             page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
-            shown = RevealedPage(headers, *text_of(body), reason)
+            shown = RevealedPage(headers, *decode_text(body), reason)
             self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
 
     async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:

@@ -68,18 +68,18 @@ def test_a_step_that_has_failed_waits_twice_as_long_each_time_and_not_for_ever(w
 
 def test_a_step_that_fails_is_alerted_once_and_counted_each_time_until_it_works_again(world: World) -> None:
     for _ in range(3):
-        world.fail("reap")
+        world.fail("rescue")
         world.now += LONGEST_URGENT_WAIT_SECONDS
-    assert world.alerts == [("reap", "ValueError: year 10000 is out of range")]
+    assert world.alerts == [("rescue", "ValueError: year 10000 is out of range")]
     assert world.steps.failing == dict(world.alerts)
     assert world.observer.counts["step_failed"] == 3
-    assert world.steps.run("reap", lambda: 7, 0) == 7
+    assert world.steps.run("rescue", lambda: 7, 0) == 7
     assert world.steps.failing == {}
 
 
 def test_a_step_that_fails_on_is_alerted_each_minute_as_another_relay_may_have_ended_the_alert(world: World) -> None:
     for _ in range(13):
-        world.fail("reap")
+        world.fail("rescue")
         world.now += LASTS_SECONDS / 4
     assert len(world.alerts) == 4
 
@@ -91,19 +91,19 @@ def test_a_subject_of_a_step_waits_alone(world: World) -> None:
 
 
 def test_one_that_is_only_kept_busy_is_alerted_when_that_lasts(world: World) -> None:
-    world.fail("reap", LOCKED)
+    world.fail("rescue", LOCKED)
     assert world.alerts == []
     assert world.observer.counts["database_trouble"] == 1
     world.now += LASTS_SECONDS
-    world.fail("reap", LOCKED)
-    assert [name for name, _ in world.alerts] == ["reap"]
+    world.fail("rescue", LOCKED)
+    assert [name for name, _ in world.alerts] == ["rescue"]
     assert world.observer.counts["step_failed"] == 0
 
 
 def test_an_unreachable_database_is_not_the_steps_to_wait_for(world: World) -> None:
     world.is_healthy = False
     with pytest.raises(OperationalError):
-        world.fail("reap", GONE)
+        world.fail("rescue", GONE)
     assert world.steps.failing == {}
 
 
@@ -130,12 +130,12 @@ def test_a_step_that_the_database_holds_up_is_awaited_no_longer_than_a_lease(wor
 
 def test_an_alert_that_could_not_be_stored_is_tried_again_with_the_step(world: World) -> None:
     world.is_healthy = False
-    world.fail("reap")
+    world.fail("rescue")
     assert world.alerts == []
     world.is_healthy = True
     for _ in range(2):
         world.now += LONGEST_URGENT_WAIT_SECONDS
-        world.fail("reap")
+        world.fail("rescue")
     assert len(world.alerts) == 1
 
 

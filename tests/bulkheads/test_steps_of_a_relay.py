@@ -88,7 +88,7 @@ def record(rig: Rig) -> StartState:
     return _deliveries(rig, "unrecordable", calls=ITEMS)
 
 
-def reap(rig: Rig) -> StartState:
+def rescue(rig: Rig) -> StartState:
     """A hundred that a relay had in flight when it died."""
     start = _deliveries(rig, "unprocessable")
     leased = "lease_until = '2020-01-01 00:00:00.000000Z', lease_token = 1, relay_node = 'gone'"
@@ -166,7 +166,7 @@ START_STATES: dict[Step, Callable[[Rig], StartState]] = {
     "sequence": order,
     "claim": order,
     "record": record,
-    "reap": reap,
+    "rescue": rescue,
     "judge_duplicates": judge_duplicates,
     "commands": command,
     "log_alerts": log_alerts,

@@ -24,9 +24,9 @@ from relay.cli.listings import ListCommand, list_rows
 from relay.cli.main import app
 from relay.cli.options import login_name
 from relay.cli.output import fit_table, put_json, show
-from relay.cli.status import lines_of, next_of
+from relay.cli.status import format_status, list_next
 from relay.delivery.gates import make_entity_key
-from relay.findings import Finding, list_findings, state_of
+from relay.findings import Finding, get_route_state, list_findings
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from tests.helpers.planted import HOSTILE
@@ -214,7 +214,7 @@ def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
 
 
 def shown(overview: Overview, *checked: Finding, width: int | None = 80) -> list[str]:
-    return [line.plain for line in lines_of(overview, checked, list_findings(overview, checked), width=width)]
+    return [line.plain for line in format_status(overview, checked, list_findings(overview, checked), width=width)]
 
 
 def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
@@ -237,12 +237,12 @@ PAUSED = HeldGate("destination", "crm", "paused", "maintenance " * 20, "kim", ST
     ],
 )
 def test_the_state_of_a_route_is_the_worst_of_it(route: RouteState, state: str) -> None:
-    assert state_of(route, ()) == state
-    assert state_of(route, [Finding("stuck", "critical", "", "crm")]) == "stuck"
+    assert get_route_state(route, ()) == state
+    assert get_route_state(route, [Finding("stuck", "critical", "", "crm")]) == "stuck"
 
 
 def steps(overview: Overview, *checked: Finding) -> list[str]:
-    return [each.remedy for each in next_of(list_findings(overview, checked))]
+    return [each.remedy for each in list_next(list_findings(overview, checked))]
 
 
 def held(kind: str, name: str, state: str = "paused") -> Overview:

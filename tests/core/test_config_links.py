@@ -9,7 +9,7 @@ import pytest
 from inbox.config.mistakes import Mistake, TomlText
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.loader.load import load_file, load_text, parse_config
-from inbox.receiver.app import endpoints_of
+from inbox.receiver.app import make_endpoints
 from relay.daemon.generation import prepare
 from tests.helpers.webhooks import mistake
 
@@ -64,8 +64,8 @@ FETCH = 'fetch = { api = "identity", path = "/user/{event.entity_id}" }\n'
 def test_a_sync_without_a_fetch_is_strict_and_reads_bodies_alone() -> None:
     text = change_links((FETCH, ""))
     config = parse_config(text)
-    assert [config.ordering_of(route) for route in config.routes.values()] == ["strict", "strict"]
-    assert parse_config(LINKS).ordering_of(parse_config(LINKS).routes["users"]) == "latest"
+    assert [config.get_ordering(route) for route in config.routes.values()] == ["strict", "strict"]
+    assert parse_config(LINKS).get_ordering(parse_config(LINKS).routes["users"]) == "latest"
     told = mistake(text.replace("[routes.users.sync]", 'lane = "event"\n[routes.users.sync]') + SWEEP)
     assert "[routes.users] lane: lets an older body overwrite a newer one" in told
     assert "event_body: is missing: route 'users' has no fetch, so it maps the body" in told
@@ -343,7 +343,7 @@ def all_mistakes(text: str) -> set[str]:
     """Return the mistakes that both sides report when they start."""
     file = load_text(text, environment={})
     found: set[str] = set()
-    for make in (endpoints_of, prepare):
+    for make in (make_endpoints, prepare):
         with pytest.raises(ConfigError) as caught:
             file.make(make)
         found |= lines_of(caught.value)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from inbox.config import routing
 from inbox.config.model import Route, When
-from inbox.config.routing import ROUTE_LANE, enrol, matches, routes_of
+from inbox.config.routing import ROUTE_LANE, enrol, matches, select_routes
 from inbox.config.sources import HeaderAuth, NoAuth, Source
 from inbox.config.values import Duration, Secret
 from inbox.db.dialect import is_storable, json_text, make_storable, rows_param
@@ -188,7 +188,7 @@ def route(name: str, *, source: str = "trivore", when: When | None = None) -> Ro
 
 def lane_of(event: Identity, on: Route) -> str:
     key = dedup_key(event)
-    return routing.lane_of(on, entity_type=event.entity_type, entity_id=event.entity_id, key=key)
+    return routing.name_lane(on, entity_type=event.entity_type, entity_id=event.entity_id, key=key)
 
 
 def test_an_event_takes_every_route_of_its_source_that_it_matches_in_the_order_of_the_file() -> None:
@@ -198,7 +198,7 @@ def test_an_event_takes_every_route_of_its_source_that_it_matches_in_the_order_o
         route("groups", when=When(entity_type=["GROUP"])),
         route("users", when=When(entity_type=["GROUP", "USER"], event_type=["UPDATE"], action=["update"])),
     ]
-    own = routes_of("trivore", routes)
+    own = select_routes("trivore", routes)
     assert enrol(an_identity(), "key", own) == (Enrolment("all", "USER|u1"), Enrolment("users", "USER|u1"))
 
 

@@ -16,7 +16,7 @@ from relay.delivery.alerts import SENTENCES, Alert, Posted, format_sentence, lis
 from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gates, RateLimit, probe
 from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
 from relay.delivery.policy import History, HoldRequest, decide
-from relay.http.answer import LONGEST_SECONDS, read_rate_hold
+from relay.http.response import LONGEST_SECONDS, read_rate_hold
 from tests.core.test_policy import POLICY as PLAIN
 from tests.helpers.delivering import a_delivery
 
@@ -169,7 +169,7 @@ def test_a_route_goes_through_all_its_gates() -> None:
 def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, str]) -> None:
     kind, name = gates.make_entity_key(*entity)
     assert kind == "entity"
-    assert gates.entity_of(name) == entity
+    assert gates.parse_entity_key(name) == entity
 
 
 # --- alerts

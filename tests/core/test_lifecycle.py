@@ -19,8 +19,18 @@ from inbox.events.event import Identity, dedup_key, swept_parts
 from inbox.events.states import deliveries_at, event_at
 from inbox.events.strict_json import LONGEST_NUMBER, has_too_long_number, real
 from relay.delivery import facts, lifecycle
-from relay.delivery.gates import entity_of
-from relay.delivery.lifecycle import OPEN, SCHEDULING, TRANSITIONS, OpenDelivery, Standing, State, Step, append, follows
+from relay.delivery.gates import parse_entity_key
+from relay.delivery.lifecycle import (
+    OPEN,
+    SCHEDULING,
+    TRANSITIONS,
+    OpenDelivery,
+    Standing,
+    State,
+    Step,
+    apply_fact,
+    follows,
+)
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.outcome import Skipped, Unchanged
 from tests.helpers.agreement import decode, fold
@@ -61,12 +71,12 @@ def test_every_state_has_its_row_and_every_step_can_happen_somewhere() -> None:
 
 def test_every_step_is_scheduling_or_a_fact() -> None:
     assert set(Step) - SCHEDULING == set(EXAMPLES)
-    assert all(lifecycle.step_of(fact) is step for step, fact in EXAMPLES.items())
+    assert all(lifecycle.get_step(fact) is step for step, fact in EXAMPLES.items())
 
 
 def test_terminal_steps_and_only_they_end_a_delivery() -> None:
     ends = {step for state, row in TRANSITIONS.items() for step, to in row.items() if to is State.ENDED is not state}
-    assert ends == lifecycle.TERMINAL
+    assert ends == lifecycle.ENDING_STEPS
 
 
 @pytest.mark.parametrize("state", State)
@@ -75,38 +85,38 @@ def test_a_step_without_a_row_raises_and_one_with_a_row_leads_where_it_says(stat
     row = a_row(state)
     if step not in TRANSITIONS[state]:
         with pytest.raises(IllegalTransition, match=f"{step} can't happen"):
-            lifecycle.schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+            lifecycle.schedule(row, step, NOW) if step in SCHEDULING else apply_fact(row, EXAMPLES[step], NOW)
         assert row == a_row(state)
     else:
-        moved = lifecycle.schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+        moved = lifecycle.schedule(row, step, NOW) if step in SCHEDULING else apply_fact(row, EXAMPLES[step], NOW)
         assert moved.state is TRANSITIONS[state][step]
         assert (moved.due_at is not None) == (moved.state is State.READY)
 
 
 def test_an_attempt_that_is_not_counted_is_given_back() -> None:
     failed = facts.AttemptFailed(error_class="auth", error="401", due_at=LATER, counted=False)
-    assert append(a_row(State.IN_FLIGHT, attempt=2), failed, NOW).attempt == 1
+    assert apply_fact(a_row(State.IN_FLIGHT, attempt=2), failed, NOW).attempt == 1
 
 
 def test_a_fact_counts_the_attempt_that_it_ends_and_no_other() -> None:
     for step, fact in EXAMPLES.items():
         if step in TRANSITIONS[State.IN_FLIGHT]:
-            assert append(a_row(State.IN_FLIGHT, attempt=2), fact, NOW).attempt == 2
+            assert apply_fact(a_row(State.IN_FLIGHT, attempt=2), fact, NOW).attempt == 2
     for step in (Step.SUPERSEDED, Step.CANCELLED, Step.DEAD_UNATTEMPTED, Step.RESCHEDULED):
-        assert append(a_row(State.READY, attempt=2), EXAMPLES[step], NOW).attempt == 2
+        assert apply_fact(a_row(State.READY, attempt=2), EXAMPLES[step], NOW).attempt == 2
 
 
 def test_crashes_are_counted_in_a_row() -> None:
-    crashed = append(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ABANDONED], NOW)
+    crashed = apply_fact(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ABANDONED], NOW)
     assert (crashed.crashes, crashed.due_at) == (2, NOW)
-    failed = append(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ATTEMPT_FAILED], NOW)
+    failed = apply_fact(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ATTEMPT_FAILED], NOW)
     assert (failed.crashes, failed.due_at) == (0, LATER)
 
 
 @pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])
 def test_a_fact_survives_the_log(fact: facts.AnyFact) -> None:
-    logged = msgspec.json.encode(facts.detail_of(fact)).decode()
-    assert decode(facts.kind_of(fact), logged) == fact
+    logged = msgspec.json.encode(facts.get_detail(fact)).decode()
+    assert decode(facts.get_kind(fact), logged) == fact
 
 
 def walk(choices: list[int]) -> Iterator[OpenDelivery]:
@@ -115,7 +125,7 @@ def walk(choices: list[int]) -> Iterator[OpenDelivery]:
     for choice in choices:
         steps = sorted(TRANSITIONS[row.state])
         step = steps[choice % len(steps)]
-        row = move(row, step) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+        row = move(row, step) if step in SCHEDULING else apply_fact(row, EXAMPLES[step], NOW)
         yield row
 
 
@@ -151,7 +161,7 @@ def _agree(row: OpenDelivery) -> None:
     assert folded.state is (State.RECEIVED if row.state in OPEN else row.state)
     assert (folded.attempt, folded.run, folded.crashes) == counts_of(row.standing)
     for before, (fact, then) in zip([None, *row.standings], zip(row.facts, row.standings, strict=True), strict=False):
-        assert follows(before, facts.kind_of(fact), then)
+        assert follows(before, facts.get_kind(fact), then)
 
 
 def counts_of(standing: Standing) -> tuple[int, int, int]:
@@ -163,7 +173,7 @@ def test_a_row_and_the_fold_of_its_facts_agree_whatever_happens(steps: list[Step
     row = OpenDelivery(1, "r", "USER|u1", NOW, State.RECEIVED)
     for step in steps:
         try:
-            row = move(row, step) if isinstance(step, Step) else append(row, step, NOW)
+            row = move(row, step) if isinstance(step, Step) else apply_fact(row, step, NOW)
         except IllegalTransition:
             continue
         _agree(row)
@@ -333,7 +343,7 @@ def test_a_key_is_its_parts_as_long_as_an_index_takes_them() -> None:
     assert key("a", "b|c") == "a|b\\|c"
     assert key("a" * 1000) == "a" * 1000
     assert key("a" * 1001).startswith("\\sha256:")
-    assert entity_of("shop|USER|u1\\") == ("shop", "USER", "u1")
+    assert parse_entity_key("shop|USER|u1\\") == ("shop", "USER", "u1")
 
 
 def test_a_number_is_too_long_beyond_its_limit_and_digits_within_a_text_are_none() -> None:
@@ -388,7 +398,7 @@ def test_a_success_covers_an_event_older_by_skew_and_resolution(microsecond: int
 @pytest.mark.parametrize("fact", [facts.Replayed(who="ann", why="mended"), facts.Rearmed(duplicate=4)])
 def test_a_new_run_begins_without_attempts_and_crashes(fact: facts.AnyFact) -> None:
     ended = replace(lane_row(State.ENDED, attempt=3), run=1, crashes=2)
-    assert append(ended, fact, NOW).standings == (Standing(State.RECEIVED, 0, 2, 0),)
+    assert apply_fact(ended, fact, NOW).standings == (Standing(State.RECEIVED, 0, 2, 0),)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.sync import Find, MapField
-from inbox.errors import ConfigError, MappingError, UnusableAnswer
+from inbox.errors import ConfigError, MappingError, UnusableResponse
 from relay.sync.compiled_route import FindPlan, compile_find, require_carried
 
 EXTERNAL: dict[str, str | MapField] = {"name": "entity.name", "external_id": "event.entity_id"}
@@ -30,7 +30,7 @@ def is_taken(plan: FindPlan, match: dict[str, Any], searched: object = "u1") -> 
     scope = {"event": {"entity_id": searched}, "entity": None}
     try:
         require_carried(plan.carried, match, scope, ignore_case=plan.ignore_case)
-    except UnusableAnswer:
+    except UnusableResponse:
         return False
     return True
 
@@ -86,7 +86,7 @@ def test_each_value_that_is_searched_for_counts() -> None:
     plan = compile_plan(find, {"external_id": "event.entity_id", "origin": "event.source"})
     scope = {"event": {"entity_id": "u1", "source": "trivore"}}
     require_carried(plan.carried, {"external_id": "u1", "origin": "trivore"}, scope, ignore_case=False)
-    with pytest.raises(UnusableAnswer, match="'okta' at origin"):
+    with pytest.raises(UnusableResponse, match="'okta' at origin"):
         require_carried(plan.carried, {"external_id": "u1", "origin": "okta"}, scope, ignore_case=False)
 
 
@@ -139,12 +139,12 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
     ],
 )
 def test_the_refusal_names_the_searched_value_the_found_one_and_the_remedy(match: dict[str, Any], text: str) -> None:
-    with pytest.raises(UnusableAnswer, match=text):
+    with pytest.raises(UnusableResponse, match=text):
         require_carried(verify_by().carried, match, {"event": {"entity_id": "u1"}}, ignore_case=False)
 
 
 def test_a_long_or_strange_value_is_shown_short_and_harmless() -> None:
-    with pytest.raises(UnusableAnswer) as caught:
+    with pytest.raises(UnusableResponse) as caught:
         require_carried(
             verify_by().carried, {"external_id": "\x1b[31m" * 9999}, {"event": {"entity_id": "é"}}, ignore_case=False
         )

@@ -59,7 +59,7 @@ def test_strict_folds_nothing_and_its_head_is_the_first_unless_one_was_begun(lan
         before.state is State.READY and before.attempt == 0 and (before.due_at or NOW) <= NOW
     )
     if head is not None and untouched:
-        assert head.key == min(row.key for row in lane)
+        assert head.position == min(row.position for row in lane)
     elif head is not None:
         assert head == before
 
@@ -70,7 +70,7 @@ def test_latest_leaves_at_most_one_besides_what_is_in_flight_and_it_is_the_newes
 
     kept = [row for row in after if row.state not in (State.ENDED, State.IN_FLIGHT, State.BLOCKED)]
     foldable = [row for row in lane if row.state not in (State.IN_FLIGHT, State.BLOCKED)]
-    assert [row.seq for row in kept] == ([max(foldable, key=lambda row: row.key).seq] if foldable else [])
+    assert [row.seq for row in kept] == ([max(foldable, key=lambda row: row.position).seq] if foldable else [])
     for row in after:
         if row.state is State.ENDED:
             assert row.facts == (facts.Superseded(by=kept[0].seq),)
@@ -153,7 +153,7 @@ def test_without_a_fetch_an_earlier_arrival_is_covered_if_it_folds(
     rows = [OpenDelivery(seq, "r", "USER|u1", at, State.WAITING) for at, seq in (key, last)]
     if key[1] < last[1]:
         stands = next(row for row in settle("latest", rows, NOW, FIRST_DELAY) if row.state is not State.ENDED)
-        assert covers(LastDelivered(*last), key, SKEW) == (stands.key == last)
+        assert covers(LastDelivered(*last), key, SKEW) == (stands.position == last)
 
 
 @given(KEYS)
@@ -179,9 +179,9 @@ FEW = st.integers(2, 4)
 
 def a_round(lane: list[OpenDelivery], few: int) -> list[OpenDelivery]:
     """Settle as `relay.store.sequence` does: with the head, the arrivals, and the first few that wait."""
-    waiting = sorted((row for row in lane if row.state is State.WAITING), key=lambda row: row.key)
+    waiting = sorted((row for row in lane if row.state is State.WAITING), key=lambda row: row.position)
     read, unread = waiting[:few], waiting[few:]
-    upto = read[-1].key if unread else None
+    upto = read[-1].position if unread else None
     given = [row for row in lane if row.state is not State.WAITING] + read
     return settle("latest", given, NOW, FIRST_DELAY, upto) + unread
 
@@ -228,14 +228,14 @@ def test_each_is_superseded_by_a_newer_one_of_its_lane(lane: list[OpenDelivery],
     for row in rows.values():
         if row.state is State.ENDED:
             (fact,) = (fact for fact in row.facts if isinstance(fact, facts.Superseded))
-            assert rows[fact.by].key > row.key
+            assert rows[fact.by].position > row.position
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), FEW, st.data())
 def test_deliveries_between_rounds_are_older_than_the_rest(seconds: list[int], few: int, data: st.DataObject) -> None:
     """Whatever newer ones arrive meanwhile, and whenever the head goes: in the end the newest has gone, and last."""
     rows = [a_row(seq, State.WAITING, second) for seq, second in enumerate(seconds, start=1)]
-    newest = max(rows, key=lambda row: row.key)
+    newest = max(rows, key=lambda row: row.position)
     delivered: list[OpenDelivery] = []
     while rows:
         if data.draw(st.booleans(), "one arrives") and len(delivered) < 3:
@@ -246,7 +246,7 @@ def test_deliveries_between_rounds_are_older_than_the_rest(seconds: list[int], f
         if data.draw(st.booleans(), "the head is delivered") or len(rows) == 1:
             delivered.append(head)
             rows.remove(head)
-    assert [row.key for row in delivered] == sorted(row.key for row in delivered)
+    assert [row.position for row in delivered] == sorted(row.position for row in delivered)
     assert delivered[-1].seq == newest.seq
 
 
@@ -283,4 +283,4 @@ def test_the_newest_first_would_be_followed_by_older_ones() -> None:
     unread = [a_row(seq, State.WAITING) for seq in (3, 4)]
     settled = settle("latest", rows, NOW, FIRST_DELAY)
     (head,) = (row for row in settled if row.state in HEADS)
-    assert head.key > max(row.key for row in unread)
+    assert head.position > max(row.position for row in unread)

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox.config.sync import Paging, PagingSetting, Sweep
-from inbox.errors import ConfigError, UnusableAnswer
+from inbox.errors import ConfigError, UnusableResponse
 from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages, next_in_header, resolve_link
 
 API = "https://api.example.com/v1"
@@ -156,7 +156,7 @@ def test_by_start_a_moving_listing_is_read_whole(
     table = Paging(by="start", count=count, params={"start": "{start}"}, **ENDS[end])
     try:
         found = read(table, answer)
-    except UnusableAnswer:
+    except UnusableResponse:
         return  # it says so
     assert {each for each in listing if each < size} <= {*found}
 
@@ -212,7 +212,7 @@ BAD: dict[str, tuple[Paging, list[dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize(("pages", "documents", "error"), BAD.values(), ids=BAD)
 def test_pages_that_lead_nowhere_are_an_error(pages: Paging, documents: list[dict[str, Any]], error: str) -> None:
-    with pytest.raises(UnusableAnswer, match=error):
+    with pytest.raises(UnusableResponse, match=error):
         take_all(pages, documents)
 
 
@@ -242,7 +242,7 @@ def test_a_service_that_takes_a_start_of_0_for_1_comes_to_its_end(size: int) -> 
 
 def test_a_listing_that_changes_faster_than_it_is_read_is_given_up() -> None:
     pages = iter([{"items": list(range(page * 5, page * 5 + 5))} for page in range(100)])
-    with pytest.raises(UnusableAnswer, match="don't connect"):
+    with pytest.raises(UnusableResponse, match="don't connect"):
         read(Paging(by="start", first=0, count=5), lambda _: (next(pages), None))
 
 
@@ -290,7 +290,7 @@ def test_the_next_page_is_that_of_the_link_header(header: str | None, following:
     ],
 )  # fmt: skip
 def test_a_header_that_can_not_be_read_is_not_the_last_page(header: str) -> None:
-    with pytest.raises(UnusableAnswer, match="the Link header can't be read"):
+    with pytest.raises(UnusableResponse, match="the Link header can't be read"):
         next_in_header(header)
 
 
@@ -300,7 +300,7 @@ def test_a_header_that_can_not_be_read_is_not_the_last_page(header: str) -> None
 def test_a_large_header_is_read_in_no_time(part: str) -> None:
     header = f"</x>; rel=prev{' ' if part.strip() else ''}" + part * (65_536 // len(part))
     began = time.process_time()
-    with suppress(UnusableAnswer):
+    with suppress(UnusableResponse):
         next_in_header(header)
     assert time.process_time() - began < 1
 
@@ -353,7 +353,7 @@ SLY = ["/v1/%2e%2e/admin", "/v1/..;x/admin", "/v1/a\\..\\..\\admin", "/v1/%252e%
     ],
 )
 def test_a_link_to_another_origin_or_with_a_user_is_refused_with_a_remedy(link: str, why: str) -> None:
-    with pytest.raises(UnusableAnswer, match=why) as caught:
+    with pytest.raises(UnusableResponse, match=why) as caught:
         resolve_link(link, BASE, CURRENT)
     assert "evil" not in str(caught.value), "nothing of the link is repeated"
 
@@ -369,7 +369,7 @@ PIECES = [
 def test_a_request_for_any_link_is_one_line_below_the_endpoint(link: str) -> None:
     try:
         path, query = resolve_link(link, BASE, CURRENT)
-    except UnusableAnswer:
+    except UnusableResponse:
         return
     assert path.startswith("/")
     assert not path.startswith("//")

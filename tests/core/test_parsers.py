@@ -22,7 +22,7 @@ from inbox.events.event import RawRequest
 from inbox.http import head
 from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, MemoryBudget, Reservation
 from inbox.loader.load import parse_config
-from inbox.sources import preset_of
+from inbox.sources import build_preset
 from inbox.sources.normalize import kept_headers
 from relay.http import client as http_client
 from tests.helpers.webhooks import mistake
@@ -116,7 +116,7 @@ PARSERS = {
             lambda made: json.dumps(made).encode()
         ),
         read_token,
-        errors.UnusableAnswer,
+        errors.UnusableResponse,
     ),
     "security event tokens": Parser(
         st.tuples(st.binary(max_size=40) | TOKEN_HEADERS, st.binary(max_size=40), st.binary(max_size=40)).map(b".".join)
@@ -306,17 +306,17 @@ def test_the_receiver_stores_what_a_destination_of_the_source_passes_on_and_of_n
 
     source = config.sources["github"]
     raw = RawRequest("github", {"x-github-hook-id": "7", "x-other": "8"}, b"{}", RECEIVED)
-    assert kept_headers(source, preset_of(source), raw) == {}
-    assert kept_headers(source, preset_of(source, frozenset({"x-github-hook-id"})), raw) == {"x-github-hook-id": "7"}
+    assert kept_headers(source, build_preset(source), raw) == {}
+    assert kept_headers(source, build_preset(source, frozenset({"x-github-hook-id"})), raw) == {"x-github-hook-id": "7"}
 
 
 def test_a_passed_header_that_has_the_token_of_the_url_is_not_stored() -> None:
     source = Source(name="chat", preset="trivore", auth=UrlTokenAuth(secrets=[Secret("a-token")]))
-    preset = preset_of(source, frozenset({"x-uri", "x-kind"}))
+    preset = build_preset(source, frozenset({"x-uri", "x-kind"}))
     headers = {"x-uri": "/webhooks/chat/a-token", "x-kind": "message", "user-agent": "a-token/1"}
     raw = RawRequest("chat", headers, b"{}", RECEIVED, url_token="a-token")
     assert kept_headers(source, preset, raw) == {"x-kind": "message", "user-agent": "a-token/1"}
-    assert preset_of(Source(name="s", preset="trivore", auth=NoAuth())).kept_headers == frozenset()
+    assert build_preset(Source(name="s", preset="trivore", auth=NoAuth())).kept_headers == frozenset()
 
 
 # --- heads of requests

@@ -14,7 +14,7 @@ from inbox.config.sync import Find
 from inbox.config.values import Duration
 from inbox.loader.load import parse_config
 from relay.delivery import facts, gates, policy
-from relay.delivery.facts import detail_of
+from relay.delivery.facts import get_detail
 from relay.delivery.gates import BREAKER, Breaker, BreakerState, Gate, GateKey, Gates, RateLimit
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.outcome import (
@@ -350,7 +350,7 @@ def test_a_gate_without_a_whole_name_is_a_mistake() -> None:
 
 
 def test_the_command_that_opens_a_gate_names_it() -> None:
-    assert gates.entity_of("shop|USER") is None
+    assert gates.parse_entity_key("shop|USER") is None
     assert gates.format_resume_command("route", "to crm") == "relay resume --route 'to crm'"
     assert (
         gates.format_resume_command("entity", "shop|USER|u 1", "pause")
@@ -410,7 +410,7 @@ def test_a_fact_keeps_all_that_its_outcome_tells() -> None:
     assert fact == facts.AttemptFailed(
         error_class="server_error", error="503", due_at=NOW + seconds(7), calls=failed.calls
     )
-    assert detail_of(fact)["due_at"] == NOW + seconds(7)
+    assert get_detail(fact)["due_at"] == NOW + seconds(7)
     hopeless = replace(failed, error_class="mapping")
     dead = facts.Dead(cause="mapping", error="503", calls=failed.calls, blocks_lane=True)
     assert decide(delivery, hopeless, policy_of(), NOW) == dead
@@ -438,9 +438,9 @@ def test_an_endpoint_that_was_called_before_the_last_is_well() -> None:
     assert list(policy.list_breaker_reports(Delivered((call_of(),), "updated"), synced)) == [
         gates.Report(KEY, "well", "")
     ]
-    assert policy.health_of(Failed((call_of(),), "gone", "410"), synced) == ("retired", "410")
-    assert policy.endpoint_of(Delivered((), "nothing_to_delete"), synced) is None
-    assert policy.endpoint_of_call(call_of("fetch"), policy_of("forwarded")) is None
+    assert policy.judge_health(Failed((call_of(),), "gone", "410"), synced) == ("retired", "410")
+    assert policy.find_endpoint(Delivered((), "nothing_to_delete"), synced) is None
+    assert policy.find_called_endpoint(call_of("fetch"), policy_of("forwarded")) is None
 
 
 def test_the_longest_hold_that_was_asked_for_first_counts() -> None:

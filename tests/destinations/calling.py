@@ -16,8 +16,8 @@ from inbox.config.values import Duration
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations import Context
-from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
+from relay.http.response import CallResult
 from relay.http.target import prepare
 from tests.helpers.delivering import DELIVERY, LOCAL, NOW, a_delivery, config_text, context, deliver
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
@@ -65,7 +65,7 @@ class Called:
         self.server: ScriptedServer = stack.enter_context(serving(*acts, tls=tls))
         self.client = make_client(self.server.url, **options)
 
-    def __call__(self, request: Request = POST, within: Limits | None = None) -> Answer:
+    def __call__(self, request: Request = POST, within: Limits | None = None) -> CallResult:
         return self.client.call(request, within or context())
 
 

@@ -18,8 +18,8 @@ from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations.base import Clients
 from relay.http import client as http_client
-from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import HttpClient, Request
+from relay.http.response import EXCERPT_BYTES, CallResult
 from relay.sync.templates import HeaderTemplate
 from tests.destinations.calling import DELETE, FOUND, SECOND, UPDATE, World, replace_in_sync
 from tests.helpers.delivering import DELIVERY, a_delivery, as_delivered, as_failed, build, context, failure
@@ -321,7 +321,7 @@ def make_token_client(
     return Clients(Config(apis={"identity": api})).api("identity")
 
 
-def call_with_token(caller: HttpClient) -> Answer:
+def call_with_token(caller: HttpClient) -> CallResult:
     return caller.call(ASKED, context())
 
 

@@ -18,9 +18,9 @@ from inbox.clock import steady
 from inbox.config.model import ApiHeader
 from inbox.config.values import Duration, Secret
 from relay.http import client
-from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
 from relay.http.connection import LARGEST_HEAD, MOST_FIELDS, MOST_INTERIM
+from relay.http.response import CallResult
 from tests.destinations.calling import POST, Called, hang_lookups, make_client, resolve_to
 from tests.helpers.delivering import context
 from tests.helpers.scripted import (
@@ -49,7 +49,7 @@ MEGABYTE = 1024 * 1024
 CA = str(CERTIFICATE)
 
 
-def run_in_time(call: Callable[[], Answer], deadline: float = DEADLINE) -> Answer:
+def run_in_time(call: Callable[[], CallResult], deadline: float = DEADLINE) -> CallResult:
     """Make a call that must end in time, and return its answer."""
     with Stopwatch() as watch:
         result = call()
@@ -269,7 +269,7 @@ def test_small_chunks_without_an_end_are_kept_up_to_64_kib(stack: ExitStack) -> 
     assert peak < 16 * MEGABYTE
 
 
-def measure_memory(call: Callable[[], Answer]) -> tuple[Answer, int]:
+def measure_memory(call: Callable[[], CallResult]) -> tuple[CallResult, int]:
     """Return the answer and the peak memory in bytes."""
     tracemalloc.start()
     try:
@@ -475,7 +475,7 @@ class Pair:
         finally:  # the client may have closed the connection
             self._has_ended.set()
 
-    def calls(self, hostile: bytes, *, closes: bool = True) -> tuple[Answer, Answer]:
+    def calls(self, hostile: bytes, *, closes: bool = True) -> tuple[CallResult, CallResult]:
         """Make two calls, the first with this response."""
         self._hostile, self._closes = hostile, closes
         self._has_ended.clear()

@@ -20,9 +20,9 @@ from inbox.loader.load import parse_config
 from relay import destinations
 from relay.daemon.generation import alert_client
 from relay.http import guard
-from relay.http.answer import Answer
 from relay.http.client import HttpClient
 from relay.http.guard import AddressRules, CutOffError, RunningCall
+from relay.http.response import CallResult
 from relay.http.target import prepare
 from tests.destinations.calling import GET, POST, hang_lookups, make_client, resolve_to
 from tests.helpers.delivering import context
@@ -30,7 +30,7 @@ from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.waiting import Stopwatch
 
 
-def call(url: str, *, allow_private: bool = False) -> Answer:
+def call(url: str, *, allow_private: bool = False) -> CallResult:
     return make_client(url, timeout=Duration(30), allow_private=allow_private).call(GET, context())
 
 
@@ -204,7 +204,7 @@ url = "{url}/hook"
 {SOURCE}{ROUTE}"""
 
 
-def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
+def call_each(text: str, *, alerts_too: bool = False) -> list[CallResult]:
     """Call the destination and the api, and the alerts' endpoint if wanted, and return the results."""
     config = parse_config(text)
     clients = destinations.base.Clients(config)

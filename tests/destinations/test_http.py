@@ -19,8 +19,8 @@ from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
 from relay.delivery.outcome import RateHold
 from relay.http import connection, guard
-from relay.http.answer import REQUEST_BYTES, parse_retry_after
 from relay.http.client import MAX_ANSWER, Request
+from relay.http.response import REQUEST_BYTES, parse_retry_after
 from relay.http.target import header_value
 from tests.destinations.calling import GET, POST, Called, make_client
 from tests.helpers.delivering import NOW, context

@@ -17,13 +17,13 @@ from inbox.config.routing import ADDED
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from inbox.sources.signing import Message
 from relay.delivery.outcome import Delivery, Outcome, Skipped
 from relay.destinations import KINDS, Context
-from relay.destinations.forward import signer_of
+from relay.destinations.forward import make_signer
 from relay.destinations.preview import Variant, compare
-from relay.destinations.python import event_of
+from relay.destinations.python import make_event
 from tests.destinations.calling import World, replace_in_sync
 from tests.helpers.delivering import (
     LOCAL,
@@ -60,7 +60,7 @@ def write_config(kind: str, server: ScriptedServer) -> str:
 
 def key_of_a_call(kind: str, delivery: Delivery) -> str:
     if kind == "python":
-        return event_of(delivery).idempotency_key
+        return make_event(delivery).idempotency_key
     with serving(answer(204)) as server:
         if kind == "sync":
             World(server).deliver(delivery)
@@ -218,7 +218,8 @@ def test_the_published_vector_is_signed_as_published() -> None:
     message = Message(id=b"msg_p5jXN8AQM9LWM0D4loKWxJek", body=b'{"test": 2432232314}')
     at = datetime.fromtimestamp(1614265330, UTC)
     assert (
-        signer_of(SHARED, "here")(message, at)["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        make_signer(SHARED, "here")(message, at)["webhook-signature"]
+        == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     )
 
 
@@ -227,7 +228,7 @@ def test_the_signature_of_a_delivery_fits_the_received_body(server: ScriptedServ
     headers = forward(server, extra=f'signing_secret = "{secret}"')
     assert headers["webhook-timestamp"] == "1614264930"
     message = Message(id=headers["webhook-id"].encode(), body=server.seen[0].body)
-    signed = signer_of(secret, "here")(message, datetime.fromtimestamp(1614264930, UTC))
+    signed = make_signer(secret, "here")(message, datetime.fromtimestamp(1614264930, UTC))
     assert headers.items() >= signed.items()
 
 
@@ -410,7 +411,7 @@ ORDER = {"kind": "paid", "order": 7, "at": "2025-12-31T11:00:00Z", "state": "new
 
 def make_stored_delivery(config: Config, body: object = ORDER) -> Delivery:
     raw = RawRequest("shop", {"content-type": "application/json"}, json.dumps(body).encode(), NOW)
-    (event,) = readers_of(config)["shop"](raw)
+    (event,) = make_readers(config)["shop"](raw)
     return delivery_of(1, event)
 
 

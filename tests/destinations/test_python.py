@@ -26,7 +26,7 @@ from relay.delivery.outcome import Outcome, Skipped
 from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, decide
 from relay.destinations import python
 from relay.handler import Event, GiveUp, Retry, Skip
-from relay.sync.expressions import function_of
+from relay.sync.expressions import load_function
 from tests.helpers.delivering import NOW, a_delivery, as_delivered, as_failed, build, config_text, context, deliver
 from tests.helpers.waiting import until
 
@@ -208,7 +208,7 @@ def test_other_exceptions_are_logged_without_text(
 def test_any_text_of_an_exception_can_be_stored(handled: Handled) -> None:
     outcome = as_failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
-    json.dumps(facts.detail_of(decide(EVENT, outcome, POLICY, NOW)), ensure_ascii=False).encode()
+    json.dumps(facts.get_detail(decide(EVENT, outcome, POLICY, NOW)), ensure_ascii=False).encode()
 
 
 # --- timeouts and leases
@@ -325,7 +325,7 @@ def refusal(function: str) -> str:
     ],
 )
 def test_anything_that_can_be_called_with_an_event_is_taken(written: Callable[[str], str], text: str) -> None:
-    assert callable(function_of(f"{written(text)}:on_event", "here"))
+    assert callable(load_function(f"{written(text)}:on_event", "here"))
 
 
 def test_modules_are_imported_from_the_folder_of_the_configuration_or_the_present_one(
@@ -333,10 +333,10 @@ def test_modules_are_imported_from_the_folder_of_the_configuration_or_the_presen
 ) -> None:
     name = written("def on_event(event): ...")
     (folder / "json.py").write_text("def loads(event): ...", encoding="utf-8")
-    assert function_of("json:loads", "here") is json.loads
+    assert load_function("json:loads", "here") is json.loads
     monkeypatch.delenv("INBOX_CONFIG")
     monkeypatch.chdir(folder)
-    assert callable(function_of(f"{name}:on_event", "here"))
+    assert callable(load_function(f"{name}:on_event", "here"))
 
 
 def test_a_failing_import_is_reported_with_its_reason_but_not_its_text(written: Callable[[str], str]) -> None:

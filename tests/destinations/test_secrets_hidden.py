@@ -16,12 +16,12 @@ from inbox.config.values import Secret
 from inbox.db import engine
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
-from inbox.sources import preset_of
-from inbox.sources.credentials import verifier_of
+from inbox.sources import build_preset
+from inbox.sources.credentials import build_verifier
 from relay import destinations
 from relay.daemon.generation import alert_client
-from relay.http.answer import MASK, Redactor
 from relay.http.client import MAX_ANSWER
+from relay.http.response import MASK, Redactor
 from relay.http.target import header_value, prepare
 from tests.helpers.planted import Planted, spell
 
@@ -124,7 +124,7 @@ def start(text: str) -> None:
     """Run everything that reads the configuration before the first request or call."""
     config = parse_config(text)
     for source in config.sources.values():
-        verifier_of(source, preset_of(source))
+        build_verifier(source, build_preset(source))
     destinations.build(config)
     alert_client(config)
     engine.parse_url(config.database.url)

@@ -24,7 +24,7 @@ from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease
 from relay.observe import Observer
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from tests.destinations.calling import POST, Called, make_client
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
 from tests.helpers.scripted import ScriptedServer, answer, hang, raw, then_close
@@ -121,7 +121,7 @@ def test_after_a_suspension_no_call_outlives_its_lease(stack: ExitStack, suspend
         server.closing.wait(30)
 
     call = Called(stack, sleep_in_mid_call, timeout=Duration(300))
-    leases, key = Leases(), claim_of(DELIVERY)
+    leases, key = Leases(), lease_key_of(DELIVERY)
     leases.trust([key], leases.now())
     result = call(within=context(lambda: leases.trusts_until(key)))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")

@@ -22,7 +22,7 @@ from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
 from relay.store import claim, work
 from relay.store.database import Database
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from relay.store.leases import LEASE_SECONDS
 from relay.store.sequence import sequence
 from tests.bulkheads.test_steps import LOCKED
@@ -105,7 +105,7 @@ def read_renewed(engine: Engine) -> list[int]:
 def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine) -> None:
     steps = Steps(engine, clock=FakeClock(SystemClock().now()))
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
-    claimed = [claim_of(steps.claim()) for _ in range(2)]
+    claimed = [lease_key_of(steps.claim()) for _ in range(2)]
     steps.do("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'")
     relay = Relay(Database(engine), PreparedConfig(CONFIG), grace_seconds=0)
     relay._leases.trust(claimed, relay._leases.now())

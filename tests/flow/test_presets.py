@@ -213,7 +213,7 @@ def signing_url(signing_config: Config) -> Iterator[str]:
 def test_a_sample_is_accepted_and_then_a_duplicate(signing_config: Config, signing_url: str, name: str) -> None:
     at = SystemClock().now()
     source = signing_config.sources[name]
-    sample = provider.sample_of(source, ("issue", "1"), "issue.updated", at)
+    sample = provider.make_sample(source, ("issue", "1"), "issue.updated", at)
     first, second = (provider.send(source, signing_url, sample, at) for _ in range(2))
     assert first.status == second.status == PRESETS[name].status
     if (own := PRESETS[name].acknowledgement) is not None:
@@ -228,7 +228,7 @@ def test_a_custom_source_is_sent_a_body_of_ones_own(signing_config: Config, sign
     assert provider.send(custom, signing_url, sample, at).status == 200
     assert provider.send(custom, signing_url, sample, at - timedelta(minutes=6)).status == 401
     with pytest.raises(ConfigError, match="give a body of your own with --body"):
-        provider.sample_of(custom, ("a", "1"), "t", at)
+        provider.make_sample(custom, ("a", "1"), "t", at)
 
 
 def test_no_redirect_and_no_proxy_gets_the_secret(signing_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

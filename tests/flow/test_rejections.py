@@ -24,7 +24,7 @@ from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
 from inbox.sources import PRESETS
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from inbox.sources.signing import Message, sign
 from relay.operations.asks import Rejections
 from relay.store.database import Database
@@ -117,7 +117,7 @@ async def test_a_bug_is_500_without_its_message(
     def fail(*_: object) -> None:
         raise KeyError(TOKEN)
 
-    monkeypatch.setattr("inbox.receiver.webhook.events_of", fail)
+    monkeypatch.setattr("inbox.receiver.webhook.make_events", fail)
     answer = await receiver.post()
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
     assert answer.json == {"type": "about:blank", "title": "Internal Server Error", "status": 500}
@@ -303,7 +303,7 @@ async def test_an_event_beyond_max_age_is_rejected_and_kept(receiver: Receiver, 
     (row, _) = rows(engine, "SELECT * FROM rejected_request ORDER BY id")
     assert (row["cause"], row["status"]) == ("too_old", 422)
     assert bytes(row["body"]) == old
-    page = read_again(Database(engine), readers_of(config), Rejections(everything=True), 0)
+    page = read_again(Database(engine), make_readers(config), Rejections(everything=True), 0)
     assert [each.rejected for each in page] == [None, None], "a person may take it in after all"
 
 

@@ -16,7 +16,7 @@ from inbox.errors import IllegalTransition
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
-from relay.delivery.lifecycle import HEADS, OPEN, TRANSITIONS, Standing, State, step_of
+from relay.delivery.lifecycle import HEADS, OPEN, TRANSITIONS, Standing, State, get_step
 from relay.delivery.outcome import Skipped, Unchanged
 from tests.helpers.tables import Row, rows
 
@@ -81,7 +81,7 @@ def _next(folded: Folded, fact: AnyFact, standing: Standing) -> Folded:
             pass
     begins = folded == NOTHING_YET and isinstance(fact, facts.Replayed | facts.Rearmed)
     before = {State.ENDED} if begins else OPEN if folded.state is State.RECEIVED else {folded.state}
-    targets = {TRANSITIONS[state][step_of(fact)] for state in before if step_of(fact) in TRANSITIONS[state]}
+    targets = {TRANSITIONS[state][get_step(fact)] for state in before if get_step(fact) in TRANSITIONS[state]}
     if not targets:
         raise IllegalTransition(f"{fact} can't happen after {folded}")
     state = targets.pop()

@@ -57,7 +57,7 @@ def stand_still_within_a_pipeline(database: Database, route: str, meanwhile: Cal
         transaction.take_order_lock([route])  # adds its row, which a pipeline cannot do
     with database.write() as transaction:
         send_together(
-            transaction.connection, [transaction._lock_of({route}), (text("SELECT :name"), _ReadLate(meanwhile))]
+            transaction.connection, [transaction._prepare_lock({route}), (text("SELECT :name"), _ReadLate(meanwhile))]
         )
 
 

@@ -20,7 +20,7 @@ from inbox.db.intake import Rejected
 from inbox.db.link import Link, link_to
 from inbox.events.event import Event, Receipt
 from inbox.gunicorn_settings import Worker
-from inbox.receiver.app import app_of
+from inbox.receiver.app import make_app
 from tests.helpers.waiting import LONGEST_SECONDS, until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, a_config, body
 
@@ -175,7 +175,7 @@ class Memory:
 @contextlib.asynccontextmanager
 async def receiving(config: Config) -> AsyncIterator[Receiver]:
     """Run the receiver in the current event loop."""
-    async with ASGIConductor(app_of(config)) as conductor:
+    async with ASGIConductor(make_app(config)) as conductor:
         yield Receiver(conductor)
 
 
@@ -199,7 +199,7 @@ def serve_receiver(database_url: str, config: Config | None = None, *, send_buff
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        server = uvicorn.Server(uvicorn.Config(app_of(config or a_config(database_url)), **settings))
+        server = uvicorn.Server(uvicorn.Config(make_app(config or a_config(database_url)), **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

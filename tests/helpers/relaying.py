@@ -18,7 +18,7 @@ from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row, plain
 from inbox.events.event import Event, RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from relay.daemon.generation import attempt
 from relay.daemon.loop import Relay
 from relay.delivery.facts import AnyFact
@@ -34,7 +34,7 @@ from relay.store.operator.commands import Command
 from relay.store.operator.selection import Act
 from relay.store.record import Recorded
 from relay.store.record import record as record_parts
-from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
+from relay.store.retention import STEPS, LeasedPruner, Pruned, compute_expiry
 from relay.store.transaction import FailedAlone
 from relay.store.work import LockedRoutes, Reports, Work
 from tests.helpers.agreement import facts_agree
@@ -77,7 +77,7 @@ class Heard(Reports):
     def __init__(self) -> None:
         self.alone: list[FailedAlone] = []
         self.held_up: list[str] = []
-        """Steps with resting routes, such as `reap of strict`."""
+        """Steps with resting routes, such as `rescue of strict`."""
         self.on_facts: Callable[[Mapping[tuple[str, str], int]], object] = Counter[tuple[str, str]]().update
 
     def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
@@ -246,13 +246,13 @@ class Steps:
         with self.database.write() as transaction:
             return gates.resume(transaction, key, transaction.take_order_lock())
 
-    def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
+    def rescue(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back expired leases."""
         return leases.rescue_expired(msgspec.structs.replace(self.work, node=node or self.node))
 
     def round(self) -> int:
         """Run one round and return the number of attempts."""
-        self.reap()
+        self.rescue()
         self.sequence()
         return len(self.record(self.deliver(self.claim_due())))
 
@@ -279,7 +279,7 @@ class Steps:
 
     def wait_shortly_for(self, *routes: str) -> None:
         """Make steps use short lock timeouts for these routes, as after a lock timeout."""
-        self.locked_routes.add("a step", {*routes}, OSError("locked"), is_tried_now=True)
+        self.locked_routes.add("a step", {*routes}, OSError("locked"), is_retried_now=True)
 
     def states(self) -> list[tuple[int, str, str]]:
         """Return seq, route and state of all open deliveries."""
@@ -358,7 +358,7 @@ def prune(
     clock = pruner.take()
     assert clock is not None
     happened = {
-        kind: list(batches(pruner, kind, expiry_of(retention, kind, clock))) for kind in (kinds or tuple(STEPS))
+        kind: list(batches(pruner, kind, compute_expiry(retention, kind, clock))) for kind in (kinds or tuple(STEPS))
     }
     pruner.give_back(clock)
     return happened
@@ -366,7 +366,7 @@ def prune(
 
 def fill(database_url: str, events: Iterable[Change]) -> list[int]:
     """Store new events as the receiver reads them, and return their seqs."""
-    read = readers_of(a_config(database_url))["trivore"]
+    read = make_readers(a_config(database_url))["trivore"]
     headers = {name.lower(): value for name, value in HEADERS.items()}
     requests = (RawRequest("trivore", headers, body(*event), SystemClock().now()) for event in events)
     stored = Intake(database_url).append(*(event for request in requests for event in read(request)))

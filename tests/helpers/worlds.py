@@ -239,7 +239,7 @@ def _wait(night: Night) -> None:
         night.advance(60)
         night.attempts()
         night.advance(20)
-        night.reap()
+        night.rescue()
     night.arrive(*(event(number, "erin", "to-crm") for number in (12, 13, 14)))
     night.attempts(erin=msgspec.structs.replace(UNWELL, retry_after=7200))
     night.arrive(event(15, "frank", "to-crm"))

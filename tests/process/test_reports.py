@@ -18,7 +18,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db.intake import Rejected
 from inbox.events.event import RawRequest
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from relay.cli import compare, listings, status
 from relay.store import nodes
 from relay.store.database import Database
@@ -131,7 +131,7 @@ def test_a_plan_without_a_fetch_compares_the_newest_body_that_the_route_takes(
     headers = {name.lower(): value for name, value in HEADERS.items()}
     for number, (kind, at, name) in enumerate(events):
         payload = body("u1", moment(at), eventType=kind, name=name, n=number)
-        for event in readers_of(a_config(database_url))["trivore"](RawRequest("trivore", headers, payload, START)):
+        for event in make_readers(a_config(database_url))["trivore"](RawRequest("trivore", headers, payload, START)):
             Intake(database_url).append(msgspec.structs.replace(event, dedup_key=str(number)))
     fill(database_url, [("u2", moment(0))])
     found = json.loads(plan(place, "--route", "user-to-crm", "--json").stdout)

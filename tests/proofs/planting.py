@@ -14,7 +14,7 @@ from inbox.config.model import Config
 from inbox.db import order_lock
 from inbox.db.dialect import Sql
 from relay.store import audit, rebuild, record
-from relay.store.deliveries import Claimed
+from relay.store.deliveries import LeaseKey
 from relay.store.statement import Statement
 from relay.store.transaction import Read, Transaction
 
@@ -52,7 +52,7 @@ class _Changed(Statement):
         return written._replace(text=text(found))
 
 
-def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
+def _without_the_fence(rows: Iterable[Any], claims: Iterable[LeaseKey]) -> dict[LeaseKey, Any]:
     """Replace `select_leased`, ignoring tokens."""
     found = {(row.seq, row.route): row for row in rows if row.state == "in_flight"}
     return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}

@@ -32,7 +32,7 @@ from inbox.config.values import Secret, TopicArn
 from inbox.events.event import RawRequest
 from inbox.receiver.fetcher import Get, get_over_https
 from inbox.sources import PRESETS
-from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.credentials import Verifier, build_verifier
 from inbox.sources.keys import CertificateNeeded
 from inbox.sources.presets.paypal import Transmission
 from inbox.sources.presets.sns import SignedMessage
@@ -277,7 +277,7 @@ def sign_paypal(
 def sns_verifier(pem: bytes | None = SNS_PEM, *topics: TopicArn, **options: Any) -> Verifier:  # noqa: ANN401
     """Return the verifier of a source, with `pem` as the cached certificate."""
     source = Source(name="sns", preset="sns", topics=list(topics or [TOPIC]), **options)
-    verifier = verifier_of(source, PRESETS["sns"], {})
+    verifier = build_verifier(source, PRESETS["sns"], {})
     _add(verifier, SignedMessage, f"https://{SNS_HOST}{SNS_PATH}", pem, SNS_AT)
     return verifier
 
@@ -285,7 +285,7 @@ def sns_verifier(pem: bytes | None = SNS_PEM, *topics: TopicArn, **options: Any)
 def paypal_verifier(pem: bytes | None = PAYPAL_PEM, *webhooks: Secret, **options: Any) -> Verifier:  # noqa: ANN401
     """Return the verifier of a source, with `pem` as the cached certificate."""
     source = Source(name="paypal", preset="paypal", secrets=list(webhooks or [Secret(WEBHOOK)]), **options)
-    verifier = verifier_of(source, PRESETS["paypal"], {})
+    verifier = build_verifier(source, PRESETS["paypal"], {})
     _add(verifier, Transmission, f"https://{PAYPAL_HOST}{PAYPAL_PATH}", pem, PAYPAL_AT)
     return verifier
 

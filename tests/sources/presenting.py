@@ -22,11 +22,11 @@ from inbox.config.sources import NoAuth, Source
 from inbox.config.values import Secret
 from inbox.errors import NotAuthenticated
 from inbox.events.event import Event, RawRequest
-from inbox.sources import PRESETS, preset_of
+from inbox.sources import PRESETS, build_preset
 from inbox.sources.base import Preset
-from inbox.sources.credentials import REJECTION, Verifier, verifier_of
+from inbox.sources.credentials import REJECTION, Verifier, build_verifier
 from inbox.sources.fields import FORM, LONGEST_ID, LONGEST_TYPE
-from inbox.sources.normalize import events_of
+from inbox.sources.normalize import make_events
 from inbox.sources.signing import PUBLIC, Message, sign, sort_params
 
 
@@ -299,7 +299,7 @@ def make_source(name: str, *secrets: Secret) -> Source:
 
 
 def make_verifier(name: str, *secrets: Secret) -> Verifier:
-    return verifier_of(make_source(name, *secrets), PRESETS[name], {})
+    return build_verifier(make_source(name, *secrets), PRESETS[name], {})
 
 
 def make_request(
@@ -344,7 +344,7 @@ def sign_sample(name: str, secret: str, at: datetime = NOW, event_type: str = "i
 def read(raw: RawRequest, source: Source | None = None) -> tuple[Event, ...]:
     """Return the events of a request."""
     source = source or make_source(raw.source)
-    return events_of(source, preset_of(source), raw, [])
+    return make_events(source, build_preset(source), raw, [])
 
 
 def assert_storable(events: Iterable[Event]) -> None:

@@ -16,9 +16,9 @@ from inbox.config.sources import EventFields, Source
 from inbox.config.values import Duration, Secret, TopicArn
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Event, dedup_key
-from inbox.sources import PRESETS, preset_of
+from inbox.sources import PRESETS, build_preset
 from inbox.sources.keys import MOST_KEPT, CertificateUrl
-from inbox.sources.normalize import events_of
+from inbox.sources.normalize import make_events
 from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.webhooks import mistake
 from tests.sources.certified import (
@@ -180,8 +180,8 @@ def test_a_certificate_is_fetched_only_when_everything_else_is_proven() -> None:
         (pem_of("xsns.amazonaws.com", signing_key()), "another name"),
         (pem_of(SNS_NAME, signing_key(), lasts=timedelta(days=30)), "valid from 2025-01-01 to 2025-01-31 only"),
         (pem_of(SNS_NAME, signing_key(), begins=SNS_AT + timedelta(seconds=1)), "is valid from"),
-        (pem_of(SNS_NAME, signing_key(1024)), "RSA with 2048"),
-        (pem_of(SNS_NAME, ec.generate_private_key(ec.SECP256R1())), "RSA with 2048"),
+        (pem_of(SNS_NAME, signing_key(1024)), "RSA"),
+        (pem_of(SNS_NAME, ec.generate_private_key(ec.SECP256R1())), "RSA"),
     ],
 )
 def test_a_certificate_that_is_not_the_providers_or_not_valid_is_not_kept(pem: bytes, why: str) -> None:
@@ -302,7 +302,7 @@ def read(
     message: dict[str, Any], event: EventFields | None = None, dedup: list[str] | None = None
 ) -> tuple[Event, ...]:
     source = Source(name="sns", preset="sns", topics=[TOPIC], event=event, dedup=dedup)
-    return events_of(source, preset_of(source), make_sns(message), [])
+    return make_events(source, build_preset(source), make_sns(message), [])
 
 
 def test_a_message_is_an_event_as_sns_wrapped_it() -> None:

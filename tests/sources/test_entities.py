@@ -9,7 +9,7 @@ import pytest
 
 from inbox.config.sources import EntityFields, NoAuth, Source
 from inbox.events.event import Identity, RawRequest
-from inbox.sources import preset_of
+from inbox.sources import build_preset
 from inbox.sources.fields import FORM
 from tests.sources.presenting import NOW
 
@@ -21,7 +21,7 @@ def read(preset: str, body: object, entity: EntityFields, **headers: str) -> lis
     source = Source(name="s", preset=preset, auth=NoAuth(), unsigned=True, entity=entity)
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     raw = RawRequest("s", {"content-type": "application/json", **GITHUB, **headers}, content, NOW)
-    return [*preset_of(source).read(raw, None)]
+    return [*build_preset(source).read(raw, None)]
 
 
 SENDER = EntityFields(type="user", id="body.sender.id")

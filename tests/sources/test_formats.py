@@ -18,7 +18,7 @@ from inbox.config.sources import NoAuth, Source
 from inbox.errors import InvalidEvent, RequestError, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.events.timestamps import parse_rfc3339
-from inbox.sources import PRESETS, fields, preset_of
+from inbox.sources import PRESETS, build_preset, fields
 from inbox.sources.presets import salesforce, slack_message, trivore
 from tests.helpers.webhooks import mistake
 from tests.sources.presenting import NOW, make_request, read, sign_sample
@@ -194,7 +194,7 @@ def a_chat(pattern: str | None = PATTERN, entity_type: str | None = None) -> Sou
 
 
 def read_chat_raw(raw: RawRequest, source: Source | None = None, dedup: Sequence[str] | None = None) -> Identity:
-    (identity,) = preset_of(source or a_chat()).read(raw, dedup)
+    (identity,) = build_preset(source or a_chat()).read(raw, dedup)
     return identity
 
 

@@ -21,7 +21,7 @@ from inbox.errors import ConfigError, InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
-from inbox.sources.credentials import Verifier, pad_work, verifier_of
+from inbox.sources.credentials import Verifier, build_verifier, pad_work
 from inbox.sources.presets.msgraph import greet
 from inbox.sources.signing import MOST_PARTS
 from tests.helpers.webhooks import mistake
@@ -196,7 +196,7 @@ def test_a_signature_of_mailgun_counts_as_long_as_its_retries_last_unless_a_sour
         raw = send_mailgun(MAILED + timedelta(hours=hours))
         assert (why(raw, Secret(MAILGUN_KEY)) is None) == let_in
     source = msgspec.structs.replace(make_source("mailgun", Secret(MAILGUN_KEY)), tolerance=Duration(60))
-    verifier = verifier_of(source, PRESETS["mailgun"], {})
+    verifier = build_verifier(source, PRESETS["mailgun"], {})
     assert find_refusal(verifier, send_mailgun(MAILED + timedelta(seconds=60))) is None
     assert "61 s before" in (find_refusal(verifier, send_mailgun(MAILED + timedelta(seconds=61))) or "")
 
@@ -261,7 +261,7 @@ GRAPH = Source(name="g", preset="msgraph", auth=UrlTokenAuth(secrets=[Secret("to
 
 def graph_verifier(*secrets: Secret) -> Verifier:
     auth = UrlTokenAuth(secrets=[Secret("token")])
-    return verifier_of(Source(name="g", preset="msgraph", secrets=list(secrets), auth=auth), PRESETS["msgraph"], {})
+    return build_verifier(Source(name="g", preset="msgraph", secrets=list(secrets), auth=auth), PRESETS["msgraph"], {})
 
 
 def notify_graph(*states: object, token: str | None = "token", query: str = "") -> RawRequest:
@@ -367,7 +367,7 @@ def request(kind: str, secret: str) -> RawRequest:
 
 def make_auth(auth: InboundAuth, environment: Mapping[str, str] | None = None) -> Verifier:
     source = Source(name="trivore", preset="trivore", auth=auth)
-    return verifier_of(source, PRESETS["trivore"], environment or {})
+    return build_verifier(source, PRESETS["trivore"], environment or {})
 
 
 def is_refused(verifier: Verifier, raw: RawRequest, now: datetime = TODAY) -> bool:
@@ -470,8 +470,8 @@ def test_an_unknown_source_and_one_of_another_kind_refuse_a_secret_although_they
 def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> None:
     source = Source(name="trivore", preset="trivore", auth=BearerAuth(secrets=[Secret("env:TOKEN")]))
     with pytest.raises(ConfigError, match=r"\[sources.trivore\] auth: the environment variable TOKEN is not set"):
-        verifier_of(source, PRESETS["trivore"], {})
-    assert not is_refused(verifier_of(source, PRESETS["trivore"], {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
+        build_verifier(source, PRESETS["trivore"], {})
+    assert not is_refused(build_verifier(source, PRESETS["trivore"], {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
 
 
 # --- the sender's address; `tests/process/test_receiver.py` tests it over connections
@@ -482,7 +482,7 @@ RIGHT = RawRequest("acme", {"authorization": "Bearer s3cret"}, b"{}", TODAY)
 
 def refusal(networks: tuple[str, ...], raw: RawRequest) -> str | None:
     source = Source(name="acme", preset="trivore", auth=KINDS["bearer"], allow_from=[*map(Network.parse, networks)])
-    return find_refusal(verifier_of(source, PRESETS["trivore"], {}), raw)
+    return find_refusal(build_verifier(source, PRESETS["trivore"], {}), raw)
 
 
 def is_let_in(networks: tuple[str, ...], address: str | None) -> bool:

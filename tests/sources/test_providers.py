@@ -16,7 +16,7 @@ from inbox.config.sources import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent, Unreadable, UnsupportedType
 from inbox.events.event import Identity
 from inbox.events.timestamps import parse_rfc3339, to_nanoseconds
-from inbox.sources import PRESETS, preset_of
+from inbox.sources import PRESETS, build_preset
 from inbox.sources.fields import FORM, MOST_EVENTS
 from tests.sources.presenting import NOW, make_request
 
@@ -478,7 +478,7 @@ def custom(
     source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     raw = make_request("acme", json.dumps(payload).encode(), {**JSON, **given}, NOW + after)
-    return preset_of(source).read(raw, None)
+    return build_preset(source).read(raw, None)
 
 
 def test_a_custom_source_reads_what_its_expressions_find() -> None:
@@ -539,7 +539,7 @@ def test_the_same_body_without_an_id_is_another_event_later() -> None:
 def test_a_custom_source_keeps_the_headers_that_it_reads_and_no_secret() -> None:
     fields = EventFields(type='headers."x-acme-event"', id="join('-', [headers.\"x-id\", headers.authorization])")
     source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
-    assert preset_of(source).kept_headers == {"x-acme-event", "x-id"}
+    assert build_preset(source).kept_headers == {"x-acme-event", "x-id"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from inbox.errors import ConfigError, InvalidEvent, TooLarge
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
-from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.credentials import Verifier, build_verifier
 from tests.helpers.receiver import receiving
 from tests.helpers.scripted import answer, serving
 from tests.helpers.webhooks import config_text
@@ -77,7 +77,7 @@ def segment(value: object) -> bytes:
 
 def trust(*secrets: Secret) -> Verifier:
     source = Source(name="signals", preset="secevent", secrets=list(secrets), issuer=ISSUER, audience=AUDIENCE)
-    return verifier_of(source, PRESET, {})
+    return build_verifier(source, PRESET, {})
 
 
 def as_request(body: bytes) -> RawRequest:

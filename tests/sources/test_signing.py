@@ -25,11 +25,11 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.receiver.app import endpoints_of
+from inbox.receiver.app import make_endpoints
 from inbox.sources import PRESETS, keys
 from inbox.sources.credentials import Verifier, pad_work
 from inbox.sources.fields import FORM
-from inbox.sources.signing import Message, SignatureProof, find_mistakes, key_of, sign
+from inbox.sources.signing import Message, SignatureProof, decode_key, find_mistakes, sign
 from tests.helpers.webhooks import mistake
 from tests.sources.presenting import (
     NOW,
@@ -104,9 +104,9 @@ def test_a_secret_that_is_no_key_is_a_mistake_and_is_not_repeated_and_base64_may
     ]
     for key, secret in keys:
         with pytest.raises(ConfigError) as raised:
-            key_of(Signature(header="X", key=key), secret)
+            decode_key(Signature(header="X", key=key), secret)
         assert not secret or secret not in str(raised.value)
-    assert key_of(Signature(header="X", key="base64", key_prefix="whsec_"), "whsec_YWI") == b"ab"
+    assert decode_key(Signature(header="X", key="base64", key_prefix="whsec_"), "whsec_YWI") == b"ab"
 
 
 ACME = """
@@ -331,7 +331,7 @@ def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_s
         f'[sources.{name}]\npreset = "standard-webhooks"\nsecrets = {list(secrets)}\n'
         for name, secrets in (("alone", (PUBLIC,)), ("both", (PUBLIC, SHARED)))
     )
-    made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(text)).items()}
+    made = {name: endpoint.verifier for name, endpoint in make_endpoints(parse_config(text)).items()}
     unknown = pad_work(made.values())
     for verifier in made.values():
         assert is_let_in(verifier, make_signed(SIGNATURE))

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from inbox.config.sources import EventFields, Source
 from inbox.errors import InvalidEvent, NotAuthenticated, Unreadable
 from inbox.loader.load import parse_config
-from inbox.receiver.app import endpoints_of
+from inbox.receiver.app import make_endpoints
 from inbox.sources import PRESETS, fields
 from inbox.sources.base import Preset
 from inbox.sources.credentials import REJECTION, Verifier, pad_work
@@ -128,7 +128,7 @@ def write_all_presets() -> str:
 @functools.cache
 def make_verifiers() -> dict[str, Verifier]:
     """Map each source to its verifier, and `unknown` to the one for unknown sources."""
-    made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(write_all_presets())).items()}
+    made = {name: endpoint.verifier for name, endpoint in make_endpoints(parse_config(write_all_presets())).items()}
     return {**made, "unknown": pad_work(made.values())}
 
 
@@ -230,7 +230,7 @@ def test_more_sources_of_one_kind_add_no_work_for_strangers(monkeypatch: pytest.
             f'[sources.s{n}]\npreset = "github"\nsecrets = ["a{n}"]\npublic_url = "https://h.example.com/{n}"\n'
             for n in range(number)
         )
-        unknown = pad_work(endpoint.verifier for endpoint in endpoints_of(parse_config(text)).values())
+        unknown = pad_work(endpoint.verifier for endpoint in make_endpoints(parse_config(text)).values())
         with counting(monkeypatch) as counted, pytest.raises(NotAuthenticated):
             unknown.verify(make_request("unknown", LARGE, {}, NOW), NOW)
         counted.pop("raises", None)

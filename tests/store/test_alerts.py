@@ -107,14 +107,14 @@ def test_a_death_while_the_last_one_is_closed_stays_alerted(steps: Steps, monkey
 
 def test_a_step_that_fails_during_its_recovery_is_alerted(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(work_of(steps.database, node="r1"), "host", 1, "1.0")
-    alerts.alert_failing_step(steps.work, "reap", "no")
+    alerts.alert_failing_step(steps.work, "rescue", "no")
     with monkeypatch.context() as patched:
-        act_before_storing(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
+        act_before_storing(patched, "_store", lambda: heartbeat(steps.database, "r1", {"rescue": "no"}))
         Watch().check(work_of(steps.database, config=CONFIG))
-    assert alerts_of(steps) == [("step_failed", "reap", True)]
+    assert alerts_of(steps) == [("step_failed", "rescue", True)]
     heartbeat(steps.database, "r1")
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert alerts_of(steps)[1:] == [("step_failed", "reap", False)]
+    assert alerts_of(steps)[1:] == [("step_failed", "rescue", False)]
 
 
 def test_a_death_by_crashes_is_an_alert_too(steps: Steps) -> None:
@@ -122,7 +122,7 @@ def test_a_death_by_crashes_is_an_alert_too(steps: Steps) -> None:
     for claimed in (steps.claim, steps.claim, lambda: claim_suspect(steps.work, ["strict"])):
         claimed()
         steps.advance(20)
-        steps.reap("r2")
+        steps.rescue("r2")
     assert alerts_of(steps) == [("delivery_dead", "strict", True)]
 
 
@@ -171,14 +171,14 @@ def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: S
 
 def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fail(steps: Steps) -> None:
     describe(work_of(steps.database, node="r1"), "host", 1, "0")
-    names = ("claim", "reap", "renew")
+    names = ("claim", "rescue", "renew")
     note(steps, *(Alert("step_failed", name, firing=True) for name in names))
     heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))
     Watch().check(work_of(steps.database, config=CONFIG))
     assert [firing for _, _, firing in alerts_of(steps)] == [True] * 3
     heartbeat(steps.database, "r1", dict.fromkeys(("claim", "renew"), "it fails"))
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert alerts_of(steps)[3:] == [("step_failed", "reap", False)]
+    assert alerts_of(steps)[3:] == [("step_failed", "rescue", False)]
 
 
 def test_each_alert_is_told_by_one_relay_in_their_order(steps: Steps) -> None:

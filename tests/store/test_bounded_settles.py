@@ -22,7 +22,7 @@ MOST = 50
 @pytest.fixture(autouse=True)
 def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lower the limits of a transaction to a tenth; `test_nothing_grows.py` has the full ones."""
-    for name in ("MOST_FOLDED", "MOST_HEALED"):
+    for name in ("MOST_FOLDED", "MOST_SUPERSEDED"):
         monkeypatch.setattr(f"relay.store.sequence.{name}", MOST)
 
 

@@ -114,7 +114,7 @@ def test_nor_does_the_attempt_of_a_relay_that_died(steps: Steps) -> None:
     steps.attempt(APPLIED)
     steps.claim()
     steps.advance(60)
-    steps.reap("r2")
+    steps.rescue("r2")
     assert steps.claim().applied_hash is None
 
 
@@ -229,7 +229,7 @@ def test_an_attempt_counts_before_its_event_is_loaded(steps: Steps, monkeypatch:
             with pytest.raises(Killed):
                 _claim_anything(steps, f"r{number}")
             steps.advance(100)
-            steps.reap("r9")
+            steps.rescue("r9")
     assert steps.rows("SELECT seq, cause, attempts FROM dead_letter") == [
         {"seq": 1, "cause": "crash_loop", "attempts": 3}
     ]

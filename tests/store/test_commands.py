@@ -127,6 +127,16 @@ def test_a_gate_is_turned_by_commands_in_their_order_and_says_who_closed_it(step
     assert planned[1]().obstacle == "it is paused already"
 
 
+def test_the_last_command_on_a_gate_wins_also_if_an_older_one_is_worked_on_later(steps: Steps) -> None:
+    """As the command line works on its own one, while no relay runs."""
+    pause, resume = (ask(steps, kind, {"destination": "audit"}) for kind in ("pause", "resume"))
+    for _ in range(2):
+        execution.work_on(steps.work, resume)
+    assert [the(steps, number) for number in (pause, resume)] == [("done", 1, "paused"), ("done", 1, "resumed")]
+    assert work_on(steps) == 0
+    assert not gates.read_closed_gates(steps.database)
+
+
 def test_a_command_that_has_ended_is_neither_stopped_nor_continued(steps: Steps) -> None:
     number = ask(steps, "replay", Selection(everything=True))
     work_on(steps)
@@ -261,9 +271,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: int) -> None:
     ) -> list[OpenDelivery]:
         if any(seq == spoilt for seq, _ in keys):
             raise ValueError("odd")
-        return reopen.find(transaction, config, keys, locked=locked)
+        return reopen.find_open_or_ended(transaction, config, keys, locked=locked)
 
-    monkeypatch.setattr(changes, "find", find)
+    monkeypatch.setattr(changes, "find_open_or_ended", find)
 
 
 def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: Steps) -> None:

@@ -198,11 +198,11 @@ def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine)
     statement = text(f"SELECT e.detail, {redact_detail(dialect, 'e.detail')} FROM {once} e")
     with engine.connect() as connection:
         for fact in EXAMPLES.values():
-            detail = msgspec.json.encode({**facts.detail_of(fact), "calls": [1]}).decode()
+            detail = msgspec.json.encode({**facts.get_detail(fact), "calls": [1]}).decode()
             left, twice = map(as_json, connection.execute(statement, {"detail": detail}).one())
             assert left == twice
             texts = {name: ERASED for name in EMPTIED if getattr(fact, name, None) is not None}
-            assert decode(facts.kind_of(fact), json.dumps(left)) == msgspec.structs.replace(fact, **texts)
+            assert decode(facts.get_kind(fact), json.dumps(left)) == msgspec.structs.replace(fact, **texts)
 
 
 def test_every_field_of_a_fact_is_kept_or_emptied_or_goes() -> None:

@@ -139,7 +139,7 @@ def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> Non
     steps.arrive(an_event(1))
     late = steps.claim()
     steps.advance(60)
-    steps.reap("r2")
+    steps.rescue("r2")
     assert steps.record([(late, HELD)])[0].fact is None
     assert admission(steps) == "none"
 

@@ -170,7 +170,7 @@ def all_that_match(engine: Engine, wanted: EventFilter) -> list[tuple[int, str |
     with engine.connect() as connection:
         numbers = list(connection.execute(text("SELECT seq FROM inbox ORDER BY seq DESC")).scalars())
         connection.rollback()
-        rows = [row for of_event in listing.deliveries_of(connection, numbers) for row in of_event]
+        rows = [row for of_event in listing.read_deliveries(connection, numbers) for row in of_event]
     names = ("source", "entity_type", "entity_id", "event_type", "seq")
     return [
         (row["seq"], row["route"])

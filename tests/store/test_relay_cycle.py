@@ -1,4 +1,4 @@
-"""Sequence, claim, record and reap: relays beside each other, that crash, and beside a clock that is set."""
+"""Sequence, claim, record and rescue: relays beside each other, that crash, and beside a clock that is set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from relay.delivery.policy import CRASHES_UNTIL_DEAD, LEFT_TO_OTHERS
 from relay.operations.asks import Selection
 from relay.store.claim import FreeCapacity, claim, claim_suspect
 from relay.store.database import Database
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, renew, rescue_expired
 from relay.store.nodes import describe
 from relay.store.record import record as record_parts
@@ -69,19 +69,19 @@ def test_an_event_on_a_route_of_another_configuration_is_left_to_a_relay_that_ha
     assert steps.states() == [(2, "latest", "ready"), (3, "strict", "ready")]
 
 
-def test_a_renewed_lease_is_not_reaped(steps: Steps) -> None:
+def test_a_renewed_lease_is_not_rescued(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    held = claim_of(steps.claim())
+    held = lease_key_of(steps.claim())
     steps.advance(10)
     assert renew(steps.database, [held]) == {held}
     steps.advance(10)
-    assert steps.reap("r2") == []
+    assert steps.rescue("r2") == []
 
 
 def give_one_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
     """An event arrives and is claimed; another one arrives; the first is given back."""
     steps.arrive(an_event(arrived, routes=[route]))
-    held = claim_of(steps.claim(route))
+    held = lease_key_of(steps.claim(route))
     steps.arrive(an_event(meanwhile, routes=[route]))
     assert give_back(steps.work, [held]) == ({held}, 1)
 
@@ -123,7 +123,7 @@ def one_round(database: Database, name: str, route: str, rng: random.Random) -> 
     moved = sequence(work_of(database, node=name), batch=20)
     claimed = claim(work_of(database, node=name), [FreeCapacity([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
-    give_back(work_of(database, node=name), [claim_of(delivery) for delivery in claimed if delivery not in kept])
+    give_back(work_of(database, node=name), [lease_key_of(delivery) for delivery in claimed if delivery not in kept])
     record(work_of(database, node=name), [(delivery, an_outcome(rng)) for delivery in kept])
     rescue_expired(work_of(database, node=name))
     return moved + len(claimed)
@@ -159,7 +159,7 @@ def test_two_relays_share_two_hundred_routes_in_few_transactions(steps: Steps, c
 @ON_POSTGRES
 def test_a_settle_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
-    lease, other = claim_of(steps.claim()), work_of(steps.database, node="r2")
+    lease, other = lease_key_of(steps.claim()), work_of(steps.database, node="r2")
     be_patient(steps.database.engine)
     with steps.database.write() as settling:
         settling.take_order_lock()
@@ -191,7 +191,7 @@ class Relays:
         return [*claim(work, [FreeCapacity([route], 10)]), *claim_suspect(work, [route])]
 
     def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
-        """Let `times` processes claim and die, and reap their leases; return the seqs of the last one."""
+        """Let `times` processes claim and die, and rescue their leases; return the seqs of the last one."""
         claimed: list[Delivery] = []
         for _ in range(times):
             claimed = self.claim(self.start(), route)
@@ -200,7 +200,7 @@ class Relays:
 
     def leases_run_out(self) -> None:
         self._steps.advance(LEASE_SECONDS + 1)
-        self._steps.reap(self.start().node)
+        self._steps.rescue(self.start().node)
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps,
     relays.claim(relays.start(), "blocking")
     steps.advance(LEASE_SECONDS + 1)
     assert rescue_expired(work_of(steps.database, WITHOUT, node="other")) == []
-    steps.reap()
+    steps.rescue()
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
 
 
@@ -276,7 +276,7 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
     steps.arrive(an_event(1))
     relays.crash_over(times=CRASHES_UNTIL_DEAD - 1)
     work = relays.start()
-    give_back(work, [claim_of(suspect) for suspect in claim_suspect(work, ["strict"])])
+    give_back(work, [lease_key_of(suspect) for suspect in claim_suspect(work, ["strict"])])
     assert claim(work, [FreeCapacity(["strict"], 10)]) == []
     assert len(claim_suspect(work, ["strict"])) == 1
 
@@ -337,7 +337,7 @@ def test_the_lease_of_a_relay_that_died_then_is_rescued(steps: Steps) -> None:
     with an_hour_ahead(steps):
         steps.claim()
     steps.claim()
-    assert [fact[:2] for fact in steps.reap("r2")] == [(1, "strict")]
+    assert [fact[:2] for fact in steps.rescue("r2")] == [(1, "strict")]
 
 
 # --- it jumps forward
@@ -357,7 +357,7 @@ class Two:
         self.own.seconds += seconds
         self._clock.advance(seconds)
 
-    def reap(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
+    def rescue(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
         """Rescue deliveries with expired leases as this relay; return their seqs."""
         return [seq for seq, *_ in rescue_expired(work_of(self._steps.database, node=name), trusted, self.clocks[name])]
 
@@ -366,7 +366,7 @@ class Two:
 def two(steps: Steps, clock: FakeClock) -> Two:
     made = Two(steps, clock)
     for name in made.clocks:
-        made.reap(name)
+        made.rescue(name)
     return made
 
 
@@ -385,14 +385,14 @@ def test_after_a_jump_others_have_time_to_renew(steps: Steps, two: Two, seconds:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     kept, lost = steps.claim_due(2, "strict")
     two.pass_by(1)
-    two.reap("r2")
+    two.rescue("r2")
     steps.advance(seconds)
     taken = []
     for second in range(1, 20):
         two.pass_by(1)
         if second % 5 == 0:
-            renew(steps.database, [claim_of(kept)])
-        taken += two.reap("r2")
+            renew(steps.database, [lease_key_of(kept)])
+        taken += two.rescue("r2")
     assert taken == [lost.seq]
     assert two.told == [pytest.approx(seconds)]
     assert [recorded.fact for recorded in steps.record([(kept, DONE)])] != [None]
@@ -404,7 +404,7 @@ def test_without_a_step_what_ran_out_is_taken_back_at_once(steps: Steps, two: Tw
     taken = []
     for second in range(1, 18):
         two.pass_by(1)
-        taken += [(second, seq) for seq in two.reap("r2")]
+        taken += [(second, seq) for seq in two.rescue("r2")]
     assert taken == [(16, 1)]
     assert two.told == []
 
@@ -421,7 +421,7 @@ def test_a_jump_during_the_wait_for_a_lock_is_seen(steps: Steps, two: Two, monke
         return found
 
     monkeypatch.setattr(two.clocks["r2"], "read", jumping)
-    assert two.reap("r2") == []
+    assert two.rescue("r2") == []
     assert two.told == [pytest.approx(20)]
 
 

@@ -20,7 +20,7 @@ from relay.store import record
 from relay.store.operator import selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
-from relay.store.operator.selection import Act, Choice, keys_of
+from relay.store.operator.selection import Act, Choice, list_keys
 from relay.store.overview import read_overview
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, carry_out
 from tests.helpers.storing import START, an_event
@@ -129,13 +129,18 @@ def test_what_is_open_on_a_renamed_route_is_delivered_once_on_its_new_one(steps:
         skipped = [(each.why, each.count) for each in planned.skipped]
         return [row["seq"] for row in planned.deliveries], skipped, state.new_name
 
-    assert look() == ([4, 6], [("overtaken", 1)], "new"), "of u2 the old name has delivered a newer one"
+    assert look() == ([4, 6], [("overtaken", 1), ("in_flight", 1)], "new"), (
+        "of u2 the old name has delivered a newer one"
+    )
     assert replay_all(steps, move, renamed) == 2
-    assert look() == ([], [("overtaken", 1)], "new"), "twice is once"
+    assert look() == ([], [("overtaken", 1), ("in_flight", 1)], "new"), "twice is once"
     assert replay_all(steps, msgspec.structs.replace(move, force=True), renamed) == 1
-    assert look() == ([], [], None)
+    assert look() == ([], [("in_flight", 1)], None), "a cancel now would lose it"
     steps.record([(in_flight, UNWELL)])
     assert look() == ([5], [], "new")
+    picky = msgspec.structs.replace(strict, name="new", when=When(entity_type=["GROUP"]))
+    planned = plan(steps, move, msgspec.structs.replace(CONFIG, routes={"new": picky}))
+    assert (planned.count, [(each.why, each.count) for each in planned.skipped]) == (0, [("not_taken", 1)])
     assert plan(steps, msgspec.structs.replace(move, seqs=(1, 3, 5)), renamed).count == 1
     assert [each for each in steps.states() if each[1] == "new"] == [(seq, "new", "ready") for seq in (2, 4, 6)]
 
@@ -231,6 +236,17 @@ def test_an_older_one_is_not_sent_behind_a_newer_one_that_has_begun(steps: Steps
     steps.facts_agree()
 
 
+def test_an_older_one_is_not_sent_where_the_newer_one_has_lost_its_payload(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    steps.arrive(an_event(2))
+    steps.attempt(DONE)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 2")
+    both = Selection(entity_type="USER", entity_id="u1")
+    assert {each.why: each.count for each in plan(steps, both).skipped} == {"overtaken": 1, "payload_gone": 1}
+    assert plan_and_replay(steps, both) == (0, 0)
+
+
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     steps.attempt_each(DONE, DONE)
@@ -246,7 +262,7 @@ def read_pages(steps: Steps, choice: Choice, most: int) -> list[tuple[int, str]]
     while after is not None:
         page = selection.read_page(steps.work, choice, after=after, most=most)
         assert page.upto is None or page.upto > after
-        found += keys_of(page.rows)
+        found += list_keys(page.rows)
         after = page.upto
     return found
 

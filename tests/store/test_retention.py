@@ -26,7 +26,7 @@ from relay.store.database import Database
 from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
-from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of, state_of
+from relay.store.retention import STEPS, LeasedPruner, Pruned, compute_expiry, read_kind_state
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import lock_by_hand
 from tests.helpers.processes import Ended, invoke
@@ -217,17 +217,20 @@ def taken(engine: Engine, holder: str = "r1") -> tuple[LeasedPruner, datetime]:
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
     died, clock = taken(engine)
-    first = died.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", clock))
+    first = died.prune_batch("events", compute_expiry(AFTER_A_MONTH, "events", clock))
     assert first is not None
     assert 0 < first.rows < 2000
     assert first.position == first.rows, "each batch is committed, with its position"
     with Database(engine).read() as transaction:
-        left = state_of(transaction, "events")
+        left = read_kind_state(transaction, "events")
     assert (left.position, left.behind_since is None) == (first.position, False), "it is behind by what is left"
     died.give_back()
     assert rows_gone(prune(engine, "events")) == {"events": 1999 - first.rows}
     with Database(engine).read() as transaction:
-        assert (state_of(transaction, "events").behind_seconds, state_of(transaction, "events").behind_since) == (
+        assert (
+            read_kind_state(transaction, "events").behind_seconds,
+            read_kind_state(transaction, "events").behind_since,
+        ) == (
             0,
             None,
         )
@@ -242,7 +245,7 @@ def test_a_batch_that_is_cut_off_has_done_nothing(full: Steps, engine: Engine, m
     with monkeypatch.context() as patched:
         patched.setattr(retention, "_write", gone)
         with pytest.raises(ConnectionError):
-            cut.prune_batch("payloads", expiry_of(AFTER_A_MONTH, "payloads", clock))
+            cut.prune_batch("payloads", compute_expiry(AFTER_A_MONTH, "payloads", clock))
     assert len(full.rows("SELECT seq FROM inbox_payload")) == 300
     cut.give_back()
     assert rows_gone(prune(engine, "payloads")) == {"payloads": 300}
@@ -282,7 +285,7 @@ def test_a_row_that_can_not_be_deleted_is_skipped_and_named(full: Steps, engine:
     happened = prune(engine, "events")
     assert seqs(engine) == [theirs, 300]
     with Database(engine).read() as transaction:
-        found = state_of(transaction, "events")
+        found = read_kind_state(transaction, "events")
     errors = [each.error for each in happened["events"] if each.error] + [str(found.error)]
     assert [error.partition(":")[0] for error in errors] == [f"seq={theirs}"] * 2
     assert found.passed_over == 1
@@ -358,7 +361,7 @@ def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: 
         assert transaction.connection.execute(select(schema.pruner.c.held_by)).scalar() == "r1"
     at[0] += timedelta(seconds=retention.LEASE_SECONDS + 1)
     assert second.take() is not None
-    assert first.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
+    assert first.prune_batch("events", compute_expiry(AFTER_A_MONTH, "events", NOW)) is None
 
 
 def test_a_lease_and_a_round_of_a_clock_that_was_ahead_delay_no_pruner(engine: Engine) -> None:
@@ -406,7 +409,7 @@ def test_the_command_deletes_what_its_plan_counts(inbox: Inbox, engine: Engine) 
     assert count(engine, "inbox") == 300, "a plan deletes nothing"
     assert inbox(*YES).status == 0
     assert (count(engine, "inbox"), count(engine, "inbox_payload")) == (1, 0)
-    assert json.loads(inbox(*YES, "--kind", "events", "--json").stdout)["affected"] == 0
+    assert json.loads(inbox(*YES, "--kind", "events", "--json").stdout)["count"] == 0
     assert count(engine, "pruner WHERE held_by IS NULL") == 1, "the lease is given back"
 
 

@@ -67,7 +67,7 @@ def test_a_bad_head_of_a_locked_route_keeps_no_other_from_being_claimed(steps: S
         assert [delivery.seq for delivery in steps.claim_due()] == [2, 3]
         assert steps.claim_due() == [], "it stays as it is until its lease has run out"
     steps.advance(100)
-    steps.reap("r1")
+    steps.rescue("r1")
     assert [delivery.seq for delivery in steps.claim_due()] == [2, 3]
     assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
 
@@ -101,10 +101,10 @@ def test_expired_leases_are_taken_back_while_another_route_is_locked(steps: Step
     steps.do("UPDATE open_delivery SET lease_until = '2000-01-01'")
     with locking(steps, ["latest"]):
         steps.wait_shortly_for("latest")  # the steps' clock stands still, which a long wait would take for a step back
-        assert len(steps.reap()) == 1
+        assert len(steps.rescue()) == 1
         assert {route for _, route, state in steps.states() if state == "in_flight"} == {"latest"}
     steps.try_again()
-    assert len(steps.reap()) == leases.OWN_TRANSACTION
+    assert len(steps.rescue()) == leases.OWN_TRANSACTION
 
 
 def test_a_lock_of_everything_includes_a_route_without_a_row(steps: Steps) -> None:
@@ -126,7 +126,7 @@ def test_a_lock_of_some_routes_does_not_wait_for_one_of_everything_that_has_begu
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
     steps.do("DELETE FROM route_lock WHERE route = 'latest'")
     with steps.database.write() as another:
-        another.execute(order_lock.FIRST)
+        another.execute(order_lock.LOCK_OF_ALL)
         with pytest.raises(DBAPIError, match="lock timeout"), steps.database.write() as transaction:
             transaction.take_order_lock_and_read({"strict", "latest"})
         another.execute(order_lock.every_route(another.sql))
@@ -153,14 +153,16 @@ def test_a_route_that_is_added_and_locked_meanwhile_leads_to_no_deadlock(steps: 
 
 
 def test_a_deadlock_on_one_route_keeps_no_other_from_its_turn(steps: Steps) -> None:
-    def part(routes: Sequence[str]) -> Sequence[str]:
+    def process(routes: Sequence[str]) -> Sequence[str]:
         if "latest" in routes:
             raise DBAPIError("SELECT", {}, psycopg.errors.DeadlockDetected("deadlock detected"))
         return routes
 
-    done = process_in_parts(steps.work, "a step", ["latest", "strict"], part=part, routes_of=lambda route: {route})
+    done = process_in_parts(
+        steps.work, "a step", ["latest", "strict"], process=process, routes_of=lambda route: {route}
+    )
     assert list(done) == [["strict"]]
-    assert steps.locked_routes.to_skip() == {"latest"}
+    assert steps.locked_routes.list_resting() == {"latest"}
 
 
 def write_in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] = ("strict",)) -> None:
@@ -170,6 +172,11 @@ def write_in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[
         transaction.queue_writes()
         for statement in statements:
             transaction.execute(statement)
+
+
+def test_a_transaction_that_only_writes_refuses_to_read(steps: Steps) -> None:
+    with pytest.raises(RuntimeError, match="reads"):
+        write_in_a_pipeline(steps, text("SELECT 1"))
 
 
 @pytest.mark.usefixtures("locked")
@@ -223,9 +230,9 @@ def test_expired_leases_of_a_route_that_rests_hide_no_others(steps: Steps, monke
     steps.do("UPDATE open_delivery SET lease_until = '2000-01-01'")
     with locking(steps, ["latest"]):
         steps.wait_shortly_for("latest")
-        assert [[seq for seq, _, _ in steps.reap()] for _ in range(2)] == [[], [6]]
+        assert [[seq for seq, _, _ in steps.rescue()] for _ in range(2)] == [[], [6]]
     steps.try_again()
-    assert sorted(seq for _ in range(3) for seq, _, _ in steps.reap()) == [1, 2, 3, 4, 5]
+    assert sorted(seq for _ in range(3) for seq, _, _ in steps.rescue()) == [1, 2, 3, 4, 5]
 
 
 def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_own_is(steps: Steps) -> None:
@@ -236,7 +243,7 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
     steps.do(f"INSERT INTO gate (kind, name, breaker, breaker_until) VALUES {(*key, 'open', '2000-01-01')}")
     with locking(steps, ["strict"]):
         assert claim.claim_probe(work, "strict") == []
-        assert steps.locked_routes.to_skip() == {"strict"}
+        assert steps.locked_routes.list_resting() == {"strict"}
     with locking(steps, ["latest"]):
         assert [each.seq for each in claim.claim_probe(work, "strict")] == [1]
 

@@ -21,7 +21,7 @@ from relay.operations.asks import Selection
 from relay.steps import AT_LEAST_EVERY_SECONDS
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import FreeCapacity, claim
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from relay.store.duplicates import Judged, Unjudged, judge_duplicates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.operator import commands, execution
@@ -88,7 +88,7 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps)
     steps.advance(100)
     refuse(steps, "delivery_log", "NEW.seq = 3")
     with pytest.raises(DBAPIError, match="not this one"):
-        steps.reap("r1")
+        steps.rescue("r1")
     assert states(steps) == {"ready": 9, "in_flight": 1}
 
 
@@ -96,7 +96,7 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps)
 def test_an_item_that_takes_too_long_alone_keeps_none_behind_it_from_being_done(steps: Steps) -> None:
     done: list[int] = []
 
-    def part(some: Sequence[int]) -> None:
+    def process(some: Sequence[int]) -> None:
         with steps.database.write() as transaction:
             if 2 in some:
                 transaction.connection.exec_driver_sql("SET LOCAL statement_timeout = '1ms'")
@@ -104,14 +104,14 @@ def test_an_item_that_takes_too_long_alone_keeps_none_behind_it_from_being_done(
         done.extend(some)
 
     with pytest.raises(OperationalError, match="statement timeout"):
-        list(process_in_parts(steps.work, "a step", [1, 2, 3, 4], part=part))
+        list(process_in_parts(steps.work, "a step", [1, 2, 3, 4], process=process))
     assert done == [1, 3, 4]
 
 
 def test_an_item_is_not_blamed_where_the_database_is_gone_while_it_is_set_aside(steps: Steps) -> None:
     tried: list[int] = []
 
-    def part(some: Sequence[int]) -> None:
+    def process(some: Sequence[int]) -> None:
         tried.extend(some)
         raise ValueError("not these")
 
@@ -119,7 +119,7 @@ def test_an_item_is_not_blamed_where_the_database_is_gone_while_it_is_set_aside(
         raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
 
     with pytest.raises(OperationalError, match="server closed the connection"):
-        list(process_in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
+        list(process_in_parts(steps.work, "a step", [1, 2], process=process, quarantine_one=unreachable))
     assert tried == [1, 2, 1], "no other item is tried"
     assert steps.heard.alone == []
 
@@ -129,7 +129,7 @@ def test_a_lane_that_can_not_be_settled_keeps_no_other_lease_from_being_given_ba
     claimed = steps.claim_due(10, "latest")
     steps.arrive(*(an_event(10 + number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
     refuse(steps, "delivery_log", "NEW.seq = 3")
-    assert give_back(steps.work, list(map(claim_of, claimed)))[1] == 9
+    assert give_back(steps.work, list(map(lease_key_of, claimed)))[1] == 9
     assert states(steps) == {"ready": 9, "in_flight": 1, "waiting": 1}
     assert [(one.step, one.item) for one in steps.heard.alone] == [("give_back", "route=latest seq=3")]
 

@@ -110,7 +110,7 @@ def fail_long_ago(steps: Steps) -> None:
 def failing(steps: Steps) -> None:
     now(steps)
     nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
-    nodes.heartbeat(steps.database, "r1", {"claim": "ValueError: x", "reap": "ValueError: y"})
+    nodes.heartbeat(steps.database, "r1", {"claim": "ValueError: x", "rescue": "ValueError: y"})
 
 
 def failing_route(steps: Steps) -> None:

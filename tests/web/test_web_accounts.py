@@ -315,7 +315,7 @@ def test_a_malformed_form_is_refused_and_costs_nothing(
 # --- The page with the roles of `inbox roles`: each connection has the rights that its people need, and no others
 
 
-PARTS = {"seq": 1, "source": "trivore", "type": "USER"}
+PARTS = {"seq": 1, "source": "trivore", "type": "USER", "name": "strict"}
 SELECTIONS: Mapping[str, Mapping[str, object]] = {
     "replay": {"route": "strict"},
     "retry": {"route": "latest"},

@@ -34,12 +34,12 @@ from relay.web.guard import (
     BY_NAME,
     Sessions,
     SignInLimits,
-    address_of,
     bearer_token,
+    find_address,
+    get_network,
     is_own_host,
     is_same_origin,
     local_path,
-    network_of,
     read_proxy_actor,
 )
 from tests.helpers.page import FAST, PASSWORD, behind_proxy, user
@@ -206,10 +206,10 @@ def test_a_file_with_a_wrong_line_is_not_changed(tmp_path: Path, content: bytes)
 def test_a_cookie_identifies_its_person_until_it_expires() -> None:
     sessions = Sessions()
     cookie = sessions.begin(ANNA, 1_000)
-    assert sessions.person_of(cookie, PEOPLE, 1_000, 60) == ANNA
-    assert sessions.person_of(cookie, PEOPLE, 1_059.9, 60) == ANNA
-    assert sessions.person_of(cookie, PEOPLE, 1_060, 60) is None
-    assert sessions.person_of(cookie, PEOPLE, 900, 60) is None, "a cookie from the future"
+    assert sessions.find_person(cookie, PEOPLE, 1_000, 60) == ANNA
+    assert sessions.find_person(cookie, PEOPLE, 1_059.9, 60) == ANNA
+    assert sessions.find_person(cookie, PEOPLE, 1_060, 60) is None
+    assert sessions.find_person(cookie, PEOPLE, 900, 60) is None, "a cookie from the future"
 
 
 SESSIONS = Sessions()
@@ -220,7 +220,7 @@ COOKIE = SESSIONS.begin(ANNA, 1_000)
 def test_any_other_text_is_an_invalid_cookie(at: int, bit: int, text: str) -> None:
     changed = COOKIE[:at] + chr(ord(COOKIE[at]) ^ (1 << bit)) + COOKIE[at + 1 :]
     for given_cookie in {changed, text, text + COOKIE, COOKIE + text} - {COOKIE}:
-        assert SESSIONS.person_of(given_cookie, PEOPLE, 1_000, 60) is None
+        assert SESSIONS.find_person(given_cookie, PEOPLE, 1_000, 60) is None
 
 
 @given(name=st.sampled_from(["anna", "ben"]), role=st.sampled_from(["viewer", "operator"]))
@@ -228,12 +228,12 @@ def test_a_cookie_is_valid_only_with_the_line_it_was_made_with(name: str, role: 
     own = f"{name}:{role}:{HASH}"
     for line in (own, f"{own} ", user(name, role).strip()):
         made, kept = (Entry(name, role, HASH, each) for each in (own, line))  # type: ignore[arg-type]  # a role
-        read = SESSIONS.person_of(SESSIONS.begin(made, 1_000), {name: kept}, 1_000, 60)
+        read = SESSIONS.find_person(SESSIONS.begin(made, 1_000), {name: kept}, 1_000, 60)
         assert read == (kept if line == own else None)
 
 
 def test_each_process_signs_cookies_with_its_own_random_key() -> None:
-    assert Sessions().person_of(COOKIE, PEOPLE, 1_000, 60) is None
+    assert Sessions().find_person(COOKIE, PEOPLE, 1_000, 60) is None
 
 
 def test_a_sign_out_ends_all_sessions_of_the_person_and_no_others() -> None:
@@ -241,8 +241,8 @@ def test_a_sign_out_ends_all_sessions_of_the_person_and_no_others() -> None:
     people = {"anna": ANNA, "ben": ben}
     cookies = [sessions.begin(each, 1_000) for each in (ANNA, ANNA, ben)]
     sessions.end("anna")
-    assert [sessions.person_of(each, people, 1_000, 60) for each in cookies] == [None, None, ben]
-    assert sessions.person_of(sessions.begin(ANNA, 1_000), people, 1_000, 60) == ANNA
+    assert [sessions.find_person(each, people, 1_000, 60) for each in cookies] == [None, None, ben]
+    assert sessions.find_person(sessions.begin(ANNA, 1_000), people, 1_000, 60) == ANNA
 
 
 def test_a_sign_out_in_one_worker_counts_in_later_ones() -> None:
@@ -252,7 +252,7 @@ def test_a_sign_out_in_one_worker_counts_in_later_ones() -> None:
     worker.start()
     worker.join(30)
     assert worker.exitcode == 0
-    assert sessions.person_of(cookie, PEOPLE, 1_000, 60) is None
+    assert sessions.find_person(cookie, PEOPLE, 1_000, 60) is None
 
 
 # --- limits
@@ -335,7 +335,7 @@ def test_the_remembered_addresses_of_a_person_are_bounded() -> None:
     ],
 )  # fmt: skip
 def test_the_network_of_an_address(address: str, network: str) -> None:
-    assert network_of(address) == network
+    assert get_network(address) == network
 
 
 # --- headers
@@ -410,8 +410,8 @@ def test_the_path_after_a_sign_in_stays_on_this_host(given: str) -> None:
 def test_a_header_without_an_address_keeps_that_of_the_proxy(forwarded: list[str]) -> None:
     sent = [("x-forwarded-for", value) for value in forwarded]
     proxies = [Network.parse("127.0.0.1"), Network.parse("10.0.0.0/8")]
-    assert address_of(make_request(*sent, peer="::ffff:127.0.0.1"), proxies) == "::ffff:127.0.0.1"
-    assert address_of(make_request(*sent, peer=None), proxies) == "a socket"
+    assert find_address(make_request(*sent, peer="::ffff:127.0.0.1"), proxies) == "::ffff:127.0.0.1"
+    assert find_address(make_request(*sent, peer=None), proxies) == "a socket"
 
 
 @pytest.mark.parametrize(

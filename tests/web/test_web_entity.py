@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from inbox.db import reads
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
-from relay.web.reveal import text_of
+from relay.web.reveal import decode_text
 from relay.web.screens import event as event_screen
 from tests.destinations.calling import FETCHED, FOUND, World
 from tests.helpers import scripted
@@ -344,4 +344,4 @@ def test_malformed_facts_and_very_many_of_them_break_nothing(page: Page, steps: 
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_any_body_can_be_shown(body: bytes) -> None:
-    assert text_of(body)[1] == len(body)
+    assert decode_text(body)[1] == len(body)

@@ -24,7 +24,7 @@ from relay.store.alerts import store_alerts
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.web.screens import overview
-from relay.web.screens.overview import button_of
+from relay.web.screens.overview import make_button
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, work_of
@@ -49,7 +49,7 @@ def judge(*checked: Finding, crm: RouteState = CRM, **parts: Any) -> list[tuple[
     """Return the level, the reason, the time and the path of the button of each finding."""
     empty: dict[str, Any] = dict.fromkeys(("gates", "relays", "alerts", "commands", "sweeps"), ())
     found = list(list_findings(Overview(START, **{"routes": (crm,), **empty, **parts}), checked, 5))
-    buttons = [button_of(each) for each in found]
+    buttons = [make_button(each) for each in found]
     assert all(button is None or button.is_act == button.path.startswith("/acts/") for button in buttons)
     return [
         (each.level, each.why, each.since, button and button.path) for each, button in zip(found, buttons, strict=True)

@@ -123,7 +123,7 @@ _REST = {"amount": {"currency": "EUR", "value": 1000}, "merchantAccountCode": "S
 PRESET = Preset(
     title="Adyen (standard webhooks)",
     shown_at="the HMAC key of the webhook: Customer Area, Developers, Webhooks, Security",
-    read=fields.reader_of_list(_event, "notificationItems", inner=_ITEM),
+    read=fields.make_list_reader(_event, "notificationItems", inner=_ITEM),
     sample=json_sample({"live": "false", "notificationItems": [{_ITEM: {**_SAMPLE, **_REST, "success": "true"}}]}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,

@@ -20,7 +20,7 @@ _ACTIONS = fields.actions(create=("ss",), update=("sce", "scp", "scpn", "scu", "
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the events of a body, which is one log or a list of them: see `Read`."""
     is_one = raw.body.lstrip()[:1] == b"{"
-    return (fields.reader_of_object if is_one else fields.reader_of_list)(_event)(raw, dedup)
+    return (fields.make_object_reader if is_one else fields.make_list_reader)(_event)(raw, dedup)
 
 
 def _event(raw: RawRequest, log: fields.Payload) -> Identity:

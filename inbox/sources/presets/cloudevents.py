@@ -69,7 +69,7 @@ def _event(raw: RawRequest, attributes: object, dedup: fields.Dedup, part: bytes
     identity = Identity(
         *fields.entity(things, attributes.get("subject")),
         event_type=event_type,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.time_field(attributes, "time", raw.received_at) if timed else fields.arrival(raw),
         key_parts=(source, event_id),
         event_id=event_id,

@@ -64,14 +64,15 @@ class _Reader:
         """Return the events of a request: see `Read`."""
         headers = {name: printable(value) for name, value in raw.headers.items()}  # as they are stored
         scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": headers, "item": None}
-        # Values shared by all items are evaluated once: a thousand times in a large body would delay other requests.
+        # Values shared by all items are evaluated once: doing it for each of a thousand items would delay other
+        # requests.
         shared = {
             name: evaluate(name, each, scope)
             for name, each in self._compiled.items()
             if name not in self._of_item and name != "items"
         }
         if dedup is None and self._fields.id is None:
-            # From the whole body even for an item, as only the surrounding body may distinguish two items.
+            # Even an item's key is made from the whole body, as only the surrounding body may distinguish two items.
             shared["key"] = content_key(raw, raw.body)
         if "items" not in self._compiled:
             return (self._event(raw, scope, None, dedup, shared),)

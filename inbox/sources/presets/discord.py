@@ -30,7 +30,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *_entity(event_type, event.get("data")),
         event_type=event_type,
-        action=fields.action_of(event_type.rpartition("_")[2]),
+        action=fields.classify_action(event_type.rpartition("_")[2]),
         occurred_ns=fields.time_field(event, "timestamp", raw.received_at),
         key_parts=(hashlib.sha256(raw.body).hexdigest(),),
         key_has_time=True,
@@ -56,7 +56,7 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
 PRESET = Preset(
     title="Discord (webhook events)",
     shown_at="the app's Public Key: General Information, in the Developer Portal",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"type": 1, "event": {"type": "{type}", "timestamp": "{time}", "data": {"user": {"id": "{id}"}}}}

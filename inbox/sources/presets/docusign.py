@@ -45,9 +45,9 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="DocuSign (Connect, JSON)",
     shown_at="an HMAC key of Connect: Settings, Connect, Connect Keys",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample({"event": "{type}", "generatedDateTime": "{time}", "data": {"envelopeId": "{id}"}}),
     signatures=(Signature(header="X-DocuSign-Signature-1", encoding="base64"),),
-    max_body=16 * 1024 * 1024,  # none is documented; documents may be in it
+    max_body=16 * 1024 * 1024,  # no limit is documented; the body may contain documents
 )

@@ -5,8 +5,8 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads (headers, payloa
 https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks (the response within 10 seconds).
 
 GitHub does not retry: a failed delivery is lost unless it is redelivered, manually or by the API, within three days. A
-redelivery has the same `X-GitHub-Delivery`. So have deliveries of one event to several hooks, such as those of a
-repository and its organisation: sent to one source, they are one event. Payloads have no event time. Events without an
+redelivery has the same `X-GitHub-Delivery`. Deliveries of one event to several hooks, such as those of a repository and
+its organisation, share it too: sent to one source, they are one event. Payloads have no event time. Events without an
 object of their own, such as a push, or an alert with only a number, are about the repository.
 
 The older `X-Hub-Signature` (SHA-1) is ignored. A hook may send its JSON in the field `payload` of a form, whose
@@ -60,7 +60,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *_entity(event, payload),
         event_type=fields.entity_type(f"{event}.{word}" if word else event) or event,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.arrival(raw),
         event_id=fields.header_field(raw, _DELIVERY, fields.LONGEST_ID),
     )
@@ -75,7 +75,7 @@ def _entity(event: str, payload: fields.Payload) -> fields.Entity:
 PRESET = Preset(
     title="GitHub",
     shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     sample=json_sample(
         {"action": "{last}", "{kind}": {"id": "{number}"}},
         {"X-GitHub-Event": "{first}", "X-GitHub-Delivery": "{unique}"},

@@ -33,7 +33,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *_entity(name, payload),
         event_type=event_type,
-        action=_ACTIONS.get(last, fields.action_of(last)),
+        action=_ACTIONS.get(last, fields.classify_action(last)),
         occurred_ns=fields.arrival(raw),
         key_parts=() if delivery else fields.content_key(raw, raw.body),
         event_id=delivery,
@@ -58,7 +58,7 @@ def _entity(name: str, payload: fields.Payload) -> fields.Entity:
 PRESET = Preset(
     title="GitLab",
     shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     sample=json_sample(
         {"object_kind": "{first}", "object_attributes": {"id": "{number}", "action": "{last}"}},
         {"X-Gitlab-Event": "{first} Hook", "Idempotency-Key": "{unique}"},

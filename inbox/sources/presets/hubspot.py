@@ -46,7 +46,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="HubSpot",
     shown_at="the app's client secret: Auth, in its settings",
-    read=fields.reader_of_list(_event),
+    read=fields.make_list_reader(_event),
     has_own_time=True,
     sample=json_sample(
         [{"eventId": "{s}", "subscriptionType": "{dotted}", "objectId": "{number}", "occurredAt": "{ms}"}]
@@ -60,7 +60,7 @@ PRESET = Preset(
             encoding="base64",
         ),
     ),
-    max_body=1024 * 1024,  # none is documented, but 100 events
+    max_body=1024 * 1024,  # no limit is documented, but 100 events fit
     starter="""\
 secrets = ["env:{variable}"]
 public_url = "https://hooks.example.com/webhooks/hubspot"  # the app's target URL, which is signed""",

@@ -28,7 +28,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(things, fields.member(thing, "accountId") if identifier is None else identifier),
         event_type=event_type,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.epoch_field(payload, "timestamp", raw.received_at, per_second=1000),
         key_parts=() if sent else fields.content_key(raw, raw.body),
         event_id=sent,
@@ -38,13 +38,13 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
 PRESET = Preset(
     title="Jira (Atlassian)",
     shown_at="the field Secret of the webhook: System, WebHooks",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"timestamp": "{ms}", "webhookEvent": "jira:{kind}_{last}", "{kind}": {"id": "{id}"}},
         {"X-Atlassian-Webhook-Identifier": "{unique}"},
     ),
     signatures=(Signature(header="X-Hub-Signature", prefix="sha256="),),
-    max_body=4 * 1024 * 1024,  # none is documented; an issue may have descriptions and comments in it
+    max_body=4 * 1024 * 1024,  # no limit is documented; the body may contain an issue's descriptions and comments
     kept_headers=frozenset({_ID, "x-atlassian-webhook-flow", "x-atlassian-webhook-retry"}),
 )

@@ -49,7 +49,7 @@ _SAMPLE = {"uid": "{unique}", "time": "{ms}", "type": "admin.{type}", "operation
 PRESET = Preset(
     title="Keycloak (events extension)",
     shown_at="the webhook's secret, or sharedSecret of the event listener ext-event-http",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample({**_SAMPLE, "resourcePath": "{kind}/{id}"}),
     signatures=(Signature(header="X-Keycloak-Signature"),),

@@ -51,12 +51,12 @@ _SAMPLE = {"action": "{last}", "type": "{kind}", "createdAt": "{time}", "webhook
 PRESET = Preset(
     title="Linear",
     shown_at="the signing secret of the webhook: Settings, API",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample({**_SAMPLE, "data": {"id": "{id}"}}, {"Linear-Delivery": "{unique}"}),
     signatures=(Signature(header="Linear-Signature", timestamp_unit="ms"),),
     tolerance=8 * 3600,
     signed_at=read_sent_at,
-    max_body=1024 * 1024,  # none is documented; an issue's description is in it
+    max_body=1024 * 1024,  # no limit is documented; the body contains an issue's description
     kept_headers=frozenset({_ID, "linear-event"}),
 )

@@ -90,9 +90,9 @@ _SAMPLE = {"event": "{type}", "id": "{unique}", "message": {"headers": {"message
 PRESET = Preset(
     title="Mailgun",
     shown_at="the webhook signing key: Mailgun's dashboard, API security",
-    read=fields.reader_of_object(_event, _INNER),
+    read=fields.make_object_reader(_event, _INNER),
     sample=json_sample({"signature": {"token": "{unique}-{type}"}, _INNER: _SAMPLE}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
-    max_body=1024 * 1024,  # none is documented; user variables of a message may be in it
+    max_body=1024 * 1024,  # no limit is documented; the body may contain a message's user variables
 )

@@ -2,7 +2,7 @@
 
 From https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks (the validation, the responses,
 retries for four hours) and https://learn.microsoft.com/en-us/graph/api/resources/changenotification (the payload).
-Graph signs nothing: each notification repeats the subscription's `clientState`, so list these as `secrets`.
+Graph signs nothing: each notification repeats the subscription's `clientState`, so list the client states as `secrets`.
 
 Graph validates the URL with a POST without a `clientState`. The source therefore needs an `auth` of kind `url_token`
 too, so that strangers can't discover it by a validation. Either all notifications of a body have a valid `clientState`,
@@ -46,7 +46,7 @@ class ClientState(base.KeyedProof):
     passes = 1
 
     def __init__(self, _source: Source, secrets: base.Revealed) -> None:
-        super().__init__((secret, base.digest_of(text)) for secret, text in secrets)
+        super().__init__((secret, base.compute_digest(text)) for secret, text in secrets)
         self.kind = ClientState
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
@@ -77,7 +77,7 @@ def greet(raw: RawRequest, _mac: base.Mac) -> base.HandshakeResponse | None:
         return None
     tokens = [value for name, value in parse_qsl(raw.query, errors="replace") if name == _VALIDATION]
     if len(tokens) != 1:
-        raise InvalidEvent("validationToken must be there once", field=_VALIDATION)
+        raise InvalidEvent("validationToken must occur exactly once", field=_VALIDATION)
     headers = {"X-Content-Type-Options": "nosniff"}
     return base.HandshakeResponse(200, headers, tokens[0].encode(), "text/plain; charset=utf-8")
 
@@ -93,7 +93,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
         kind,
         identifier,
         event_type=fields.entity_type(f"{kind or 'resource'}.{word}") or word,
-        action="other" if lifecycle else fields.action_of(word),
+        action="other" if lifecycle else fields.classify_action(word),
         occurred_ns=fields.arrival(raw),
         key_parts=() if event_id else unique,
         event_id=event_id,
@@ -115,11 +115,11 @@ _SAMPLE = {"id": "{unique}", "changeType": "{last}", "resource": "{kind}/{id}", 
 PRESET = base.Preset(
     title="Microsoft Graph, Entra ID",
     shown_at="the clientState with which you created the subscription",
-    read=fields.reader_of_list(_event, "value"),
+    read=fields.make_list_reader(_event, "value"),
     sample=base.json_sample({"value": [_SAMPLE]}),
     prover=ClientState,
     needs=frozenset({"auth"}),
-    max_body=4 * 1024 * 1024,  # none is documented; encrypted resource data may be in it
+    max_body=4 * 1024 * 1024,  # no limit is documented; the body may contain encrypted resource data
     status=202,
     answers_empty=True,
     handshake=base.Handshake(answer=greet, docs="POST with `?validationToken=…`: the token comes back as plain text"),

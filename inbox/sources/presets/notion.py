@@ -28,7 +28,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(kind, fields.member(event, "entity", "id")),
         event_type=event_type,
-        action="create" if word == "undeleted" else "update" if changed else fields.action_of(word),
+        action="create" if word == "undeleted" else "update" if changed else fields.classify_action(word),
         occurred_ns=fields.time_field(event, "timestamp", raw.received_at),
         event_id=fields.text_field(event, "id", fields.LONGEST_ID),
     )
@@ -37,7 +37,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="Notion",
     shown_at="the verification_token of Notion's first request, which inbox/sources/presets/notion.py describes",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"id": "{unique}", "timestamp": "{time}", "type": "{dotted}", "entity": {"id": "{id}", "type": "{kind}"}}

@@ -55,12 +55,12 @@ class Transmission(Proof):
         if not all(_WEBHOOK.fullmatch(text) for _, text in secrets):
             raise ConfigError("a secret is not a webhook id, which has only letters and digits")
         if len(secrets) > MOST_IDS:
-            raise ConfigError(f"there are {len(secrets)} ids of webhooks, and {MOST_IDS} may be tried on a request")
+            raise ConfigError(f"there are {len(secrets)} webhook ids, but at most {MOST_IDS} may be tried on a request")
         self._webhooks = tuple(secrets)
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
         # One kind per source: its ids and certificates determine the work of a request. Without that work, the time of
-        # another source's rejection would reveal whose they are.
+        # another source's rejection would reveal which source they belong to.
         self.kind = (Transmission, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
@@ -96,7 +96,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(event.get("resource_type"), fields.member(event, "resource", "id")),
         event_type=event_type,
-        action=fields.action_of(event_type.rpartition(".")[2]),
+        action=fields.classify_action(event_type.rpartition(".")[2]),
         occurred_ns=fields.time_field(event, "create_time", raw.received_at),
         key_parts=(fields.header_field(raw, _TRANSMISSION, _LONGEST_TRANSMISSION),),
         event_id=fields.text_field(event, "id", fields.LONGEST_ID),
@@ -108,7 +108,7 @@ _SAMPLE = {"id": "WH-{unique}", "create_time": "{time}", "resource_type": "{kind
 PRESET = Preset(
     title="PayPal",
     shown_at="the webhook's ID: Apps & Credentials, the app, Webhooks; for events of the simulator it is `WEBHOOK_ID`",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     sample=json_sample({**_SAMPLE, "resource": {"id": "{id}"}}, {"PAYPAL-TRANSMISSION-ID": "{unique}"}),
     prover=Transmission,
     needs=frozenset({"auth"}),  # otherwise strangers could trigger fetches of certificates and discover the source

@@ -93,7 +93,7 @@ class _SoapHandlers:
             self.found.append(_Found(self._parser.CurrentByteIndex))
         elif name == _SESSION:
             if self.session is not None or self.found:
-                raise InvalidEvent("SessionId may be there once, before the notifications", field="SessionId")
+                raise InvalidEvent("SessionId may occur once, before the notifications", field="SessionId")
             self._session_at = self._parser.CurrentByteIndex
         elif name == _OBJECT and self._path[-2:-1] == [_NOTIFICATION]:
             self.found[-1].type = attributes.get(_TYPE, "").rpartition(":")[2]
@@ -144,7 +144,7 @@ def parse(body: bytes) -> tuple[Notification, ...]:
     before = body[:first] + body[last : found[0].start]
     after = body[found[-1].end :]
     if (len(before) + len(after)) * len(found) + len(body) > LARGEST_PARTS:
-        raise InvalidEvent("too much stands around the notifications, and is stored with each", field="body")
+        raise InvalidEvent("the XML around the notifications is too large, as it is stored with each", field="body")
     return tuple(
         Notification(each.fields, each.type, each.record, b"".join((before, body[each.start : each.end], after)))
         for each in found
@@ -204,7 +204,7 @@ PRESET = Preset(
     read=read,
     sample=sample,
     media_types=frozenset({"text/xml"}),
-    max_body=4 * 1024 * 1024,  # none is documented, but 100 notifications with the fields that were chosen
+    max_body=4 * 1024 * 1024,  # no limit is documented; up to 100 notifications with the chosen fields
     acknowledgement=("text/xml; charset=utf-8", _ACK.encode()),
     starter="""\
 [sources.salesforce.auth]  # Endpoint URL of the outbound message: /webhooks/salesforce/TOKEN

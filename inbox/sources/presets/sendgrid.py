@@ -31,7 +31,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="SendGrid (Event Webhook)",
     shown_at="the verification key: Settings, Mail Settings, Event Webhooks, Security features",
-    read=fields.reader_of_list(_event),
+    read=fields.make_list_reader(_event),
     has_own_time=True,
     sample=json_sample([{"sg_event_id": "{unique}", "sg_message_id": "{id}", "event": "{type}", "timestamp": "{s}"}]),
     signatures=(

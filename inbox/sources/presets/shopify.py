@@ -34,7 +34,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(things, payload.get("id")),
         event_type=topic,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.time_field(raw.headers, triggered, raw.received_at)
         if triggered in raw.headers
         else fields.arrival(raw),
@@ -51,7 +51,7 @@ _SAMPLE = {
 PRESET = Preset(
     title="Shopify",
     shown_at="the app's client secret in the Dev Dashboard; for webhooks created in the shop's settings, below their list",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     sample=json_sample({"id": "{number}"}, _SAMPLE),
     signatures=(
         Signature(header="X-Shopify-Hmac-Sha256", encoding="base64"),

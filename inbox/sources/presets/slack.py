@@ -53,7 +53,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     identity = Identity(
         *_entity(payload, event, event_type),
         event_type=fields.entity_type(whole) or event_type,
-        action=fields.action_of(whole.rpartition("_")[2]),
+        action=fields.classify_action(whole.rpartition("_")[2]),
         occurred_ns=fields.epoch_field(payload, "event_time", raw.received_at),
         event_id=fields.text_field(payload, "event_id", fields.LONGEST_ID),
     )
@@ -93,7 +93,7 @@ def _read_interaction(raw: RawRequest, dedup: fields.Dedup) -> Identity:
         payload = fields.json_object(form["payload"].encode())
         event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE)
     elif "command" not in form:
-        raise InvalidEvent("neither payload nor command is there", field="payload")
+        raise InvalidEvent("payload and command are both missing", field="payload")
     trigger = fields.entity_id(payload.get("trigger_id"))
     key = (event_type, trigger) if trigger else fields.content_key(raw, raw.body)
     identity = Identity(None, None, event_type, "other", fields.arrival(raw), key, event_id=trigger)

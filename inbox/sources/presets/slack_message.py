@@ -33,7 +33,7 @@ NAME = "slack-message"
 SEARCHED = 256 * 1024
 """Characters of a message searched by the pattern. Slack truncates texts after 40,000."""
 WITHOUT_ENTITY = "message"
-"""Event type of messages that name none."""
+"""Event type of messages that name no entity."""
 
 Pattern: TypeAlias = "re2._Regexp[str]"  # noqa: SLF001  # it has no other name, and takes no type argument when it is run
 """A pattern, ready to search."""
@@ -54,7 +54,7 @@ def compile_pattern(pattern: str | None, entity_type: str | None) -> Pattern | N
     """
     if pattern is None:
         if entity_type is not None:
-            raise ValueError("is missing, and entity_type is of no use without it")
+            raise ValueError("is missing, and entity_type has no effect without it")
         return None
     options = re2.Options()
     options.log_errors = False
@@ -66,11 +66,11 @@ def compile_pattern(pattern: str | None, entity_type: str | None) -> Pattern | N
         ) from None
     unknown = sorted(set(found.groupindex) - set(_GROUPS))
     if unknown:
-        raise ValueError(f"has a group {unknown[0]!r}; those that are read are {', '.join(_GROUPS)}")
+        raise ValueError(f"has a group {unknown[0]!r}; the supported groups are {', '.join(_GROUPS)}")
     if "id" not in found.groupindex:
         raise ValueError("needs a group (?P<id>…) that finds the entity's id")
     names = _NAMED.findall(pattern)
-    if len(names) > len(set(names)):  # of which only one would be read
+    if len(names) > len(set(names)):  # only one of them would be read
         raise ValueError("has a group twice; write (?P<id>…) once, with its surroundings as alternatives")
     if "type" not in found.groupindex and entity_type is None:
         raise ValueError("needs a group (?P<type>…), or an entity_type beside it")
@@ -94,9 +94,11 @@ def reader(source: Source) -> Read:
         if not any(name in message for name in _CONTENT):
             raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
         kind, identifier, event_type = _entity(pattern, message, source.entity_type) or (None, None, WITHOUT_ENTITY)
-        return Identity(kind, identifier, event_type, fields.action_of(event_type), fields.arrival(raw), _key(raw))
+        return Identity(
+            kind, identifier, event_type, fields.classify_action(event_type), fields.arrival(raw), _key(raw)
+        )
 
-    return fields.reader_of_object(read_one)
+    return fields.make_object_reader(read_one)
 
 
 def texts(message: fields.Payload) -> Iterator[str]:

@@ -74,7 +74,7 @@ class SignedMessage(Proof):
         self._algorithms = {"2": _ALGORITHMS["2"]} if not source.allow_sha1 else _ALGORITHMS
         self.certificates = CertificateStore(_URL, _NAMES)
         # One kind per source: its topics and certificates determine the work of a request. Without that work, the time
-        # of another source's rejection would reveal whose they are.
+        # of another source's rejection would reveal which source they belong to.
         self.kind = (SignedMessage, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
@@ -125,7 +125,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(None, None, event_type, "other", at, event_id=message_id)
 
 
-read = fields.reader_of_object(_event)
+read = fields.make_object_reader(_event)
 """Reads the event of a message, as wrapped by SNS."""
 
 

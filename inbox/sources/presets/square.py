@@ -19,7 +19,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(fields.member(event, "data", "type"), fields.member(event, "data", "id")),
         event_type=event_type,
-        action="delete" if deleted else fields.action_of(event_type.rpartition(".")[2]),
+        action="delete" if deleted else fields.classify_action(event_type.rpartition(".")[2]),
         occurred_ns=fields.time_field(event, "created_at", raw.received_at),
         event_id=fields.text_field(event, "event_id", fields.LONGEST_ID),
     )
@@ -28,7 +28,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="Square",
     shown_at="the subscription's signature key: Developer Console, Webhooks, Subscriptions",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"type": "{dotted}", "event_id": "{unique}", "created_at": "{time}", "data": {"type": "{kind}", "id": "{id}"}}

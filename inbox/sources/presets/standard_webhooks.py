@@ -52,7 +52,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *fields.first_entity((kind, identifier) for kind in kinds),
         event_type=event_type,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.time_field(payload, "timestamp", raw.received_at) if timed else fields.arrival(raw),
         event_id=fields.header_field(raw, _id_header(raw), fields.LONGEST_ID),
     )
@@ -70,7 +70,7 @@ def _id_header(raw: RawRequest) -> str:
 PRESET = Preset(
     title="Standard Webhooks, Svix",
     shown_at="the signing secret of the endpoint, whsec_…, in the provider's list of webhooks",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"type": "{type}", "timestamp": "{time}", "data": {"id": "{id}", "type": "{kind}"}}, message_id="msg_{unique}"

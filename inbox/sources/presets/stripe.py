@@ -24,7 +24,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(fields.member(thing, "type" if thin else "object"), identifier),
         event_type=event_type,
-        action=fields.action_of(event_type.rpartition(".")[2]),
+        action=fields.classify_action(event_type.rpartition(".")[2]),
         occurred_ns=(fields.time_field if thin else fields.epoch_field)(event, "created", raw.received_at),
         event_id=fields.text_field(event, "id", fields.LONGEST_ID),
     )
@@ -33,7 +33,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="Stripe",
     shown_at="the Signing secret of the endpoint, whsec_…: Workbench, Webhooks",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"id": "{unique}", "type": "{type}", "created": "{s}", "data": {"object": {"id": "{id}", "object": "{kind}"}}}

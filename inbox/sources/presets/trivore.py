@@ -67,11 +67,11 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     if dedup is not None:
         key_parts = tuple(dedup_part(payload, field) for field in dedup if field not in _TIME_FIELDS)
     has_time = dedup is None or not _TIME_FIELDS.isdisjoint(dedup)
-    action = action_of(entity_type, change)
+    action = get_action(entity_type, change)
     return (Identity(entity_type, entity_id, event_type, action, occurred_ns, key_parts, has_time),)
 
 
-def action_of(entity_type: str, change: str) -> Action:
+def get_action(entity_type: str, change: str) -> Action:
     """Return the action of a classic `eventType`, or of a typed code without its entity type."""
     if entity_type == "USER" and change in _CHANGES_OF_A_USER:
         return "update"

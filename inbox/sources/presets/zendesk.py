@@ -31,7 +31,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 def _action(word: str) -> Action:
     """Return the action on the entity: only `created` and `deleted` are its own; others, such as `comment_added`, update it."""
     part, _, done = word.rpartition("_")
-    action = fields.action_of(done)
+    action = fields.classify_action(done)
     if not part or part in {"soft", "permanently"}:
         return action
     return "other" if action == "other" else "update"
@@ -40,7 +40,7 @@ def _action(word: str) -> Action:
 PRESET = Preset(
     title="Zendesk (event webhooks)",
     shown_at="the webhook's signing secret: Admin Center, Apps and integrations, Webhooks",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample(
         {"type": "zen:event-type:{dotted}", "id": "{unique}", "time": "{time}", "subject": "zen:{kind}:{id}"}

@@ -30,7 +30,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(kind, fields.entity_id(fields.member(thing, "id")) or fields.member(thing, "uuid")),
         event_type=event_type,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.epoch_field(event, "event_ts", raw.received_at, per_second=1000),
         key_parts=(hashlib.sha256(raw.body).hexdigest(),),
         key_has_time=True,
@@ -54,7 +54,7 @@ def greet(raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
 PRESET = Preset(
     title="Zoom",
     shown_at="the app's Secret Token: Features, Access, in the App Marketplace",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample({"event": "{dotted}", "event_ts": "{ms}", "payload": {"object": {"id": "{id}"}}}),
     signatures=(

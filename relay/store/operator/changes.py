@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from relay.delivery import facts
-from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
+from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, apply_fact, get_step
 from relay.delivery.ordering import has_begun
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.deliveries import Key, read_deliveries, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, select_keys
-from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.reopen import find_open_or_ended, keep_payloads, reinsert_and_settle
 from relay.store.sequence import read_heads, read_last_delivered, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -46,16 +46,16 @@ def change(
 ) -> Changed:
     """Replay, cancel, unblock or retry these deliveries.
 
-    Deliveries whose state has changed since, as a relay has claimed them or another command has changed them, are skipped.
+    Deliveries whose state has changed meanwhile, by a claim or by another command, are skipped.
 
-    A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
-    `latest` route a waiting newer one supersedes it. A retried one keeps its attempts and its place in its lane.
+    A replayed delivery begins a new run, bypasses deduplication, and is placed in its lane by its own time: on a `latest`
+    route, a newer waiting delivery supersedes it. A retried delivery keeps its attempts and its place in its lane.
     """
     act, first = choice.act, keys[0][0]
     said: dict[str, Any] = {"who": who, "why": why, "command": command}
     keys = sorted(select_keys(transaction, choice, keys))
 
-    def fact_of(row: OpenDelivery) -> facts.AnyFact:
+    def make_fact(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
             return facts.Replayed(**said)
         if act == "retry":
@@ -64,13 +64,13 @@ def change(
 
     if act == "replay":
         found = find_replayable(transaction, choice, keys, first=first)
-        again = [append(row, fact_of(row), now) for row in found.again]
-        take_up(transaction, found.again, again, policies)
+        again = [apply_fact(row, make_fact(row), now) for row in found.again]
+        reinsert_and_settle(transaction, found.again, again, policies)
         return Changed(len(again), Counter(found.skipped.values()))
     changed = [
-        append(row, fact, now)
-        for row in find(transaction, choice.config, keys)
-        if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
+        apply_fact(row, fact, now)
+        for row in find_open_or_ended(transaction, choice.config, keys)
+        if row.state is not State.ENDED and get_step(fact := make_fact(row)) in TRANSITIONS[row.state]
     ]
     # Written before settling, which reads the rest of these lanes.
     write_back(transaction, changed)
@@ -104,9 +104,9 @@ def find_replayable(
 ) -> Replayable:
     """Find these deliveries, and decide which can be replayed. Plans call it without locks, replays with them.
 
-    Unless forced, deliveries are skipped that would overwrite the last delivered state with an older one.
+    Without `force`, deliveries that would overwrite the last delivered state with an older one are skipped.
     """
-    found = find(transaction, choice.config, keys, locked=locked)
+    found = find_open_or_ended(transaction, choice.config, keys, locked=locked)
     possible = [row for row in found if row.state in GIVEN_UP | {State.ENDED}]
     known = {(row.seq, row.route) for row in found}
     skipped: dict[Key, SkipReason] = {key: "route_removed" for key in keys if key not in known}
@@ -122,9 +122,9 @@ def _find_overtaken(
 ) -> set[Key]:
     """Return the deliveries that would overwrite the last delivered state with an older one.
 
-    Deliveries that fetch always carry the newest state. Others would follow a newer one whose attempt has begun. After the
-    last delivered one they are safe if that is replayed too, as it then comes last; also if an earlier batch of the command
-    has replayed it and its attempt has not begun.
+    Deliveries that fetch always carry the newest state. Others would overwrite a newer one whose attempt has begun. They are
+    safe if the last delivered one is replayed too, as it then comes last. They are also safe if an earlier batch of the
+    command has replayed that one and its attempt has not begun.
     """
     routes = choice.config.routes
     bodies = [row for row in rows if row.route not in routes or routes[row.route].api is None]
@@ -135,7 +135,7 @@ def _find_overtaken(
     behind = {
         (row.seq, row.route)
         for row in bodies
-        if (head := heads.get((row.route, row.lane))) and row.key < head.key and has_begun(head, now)
+        if (head := heads.get((row.route, row.lane))) and row.position < head.position and has_begun(head, now)
     }
     former = choice.selection.open_on
     lasts = read_last_delivered(
@@ -145,7 +145,7 @@ def _find_overtaken(
         (row.seq, row.route): (last.seq, row.route)
         for row in bodies
         for route in (row.route, former)
-        if route is not None and (last := lasts.get((route, row.lane))) and row.key < last.key
+        if route is not None and (last := lasts.get((route, row.lane))) and row.position < last.position
     }
     wanted = sorted(set(older.values()))
     if not wanted:
@@ -155,14 +155,17 @@ def _find_overtaken(
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
     comes_last = select_keys(transaction, choice, wanted, first=first) | untouched
+    # one without its payload is skipped, and would not come last
+    kept = keep_payloads(transaction, (seq for seq, _ in comes_last), locked=locked)
+    comes_last = {key for key in comes_last if key[0] in kept}
     return behind | {key for key, last in older.items() if last not in comes_last}
 
 
 def find_reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
-    """Return the reason a replay or retry waits, as one of its routes has too many due deliveries; None to continue.
+    """Return the reason why a replay or retry waits: one of its routes has too many due deliveries. None to continue.
 
     It applies after the first `MOST_OPEN` deliveries. Deliveries behind a closed gate or of a paused entity don't count:
-    they may stay for good, and the command with its other routes would wait for them.
+    they may stay due for long, and would hold up the command on all its routes.
     """
     if act not in {"replay", "retry"} or affected < MOST_OPEN:
         return None

@@ -34,29 +34,29 @@ class Command(msgspec.Struct, frozen=True):
     dry_run: bool
     state: CommandState
     progress: int | None
-    """The end of its last step; None before the first."""
+    """The position at the end of the last step; None before the first."""
     affected: int
     answer: str | None
     failed: int
     """Deliveries or requests that could not be changed."""
     error: str | None
-    """The last failed one, and its error."""
+    """The last delivery or request that failed, and its error."""
     matched: int | None
     """The number of deliveries or rows in its plan."""
     until: int | None
-    """The highest seq, or id of a rejected request, when it was asked; later ones are skipped."""
+    """The highest seq, or id of a rejected request, when the command was requested; later ones are skipped."""
 
     sample: Any = None
     """The JSON of `relay_command.sample`: the plan of a dry run, or the numbers skipped so far."""
 
     @property
     def has_ended(self) -> bool:
-        """True when it will make no more changes."""
+        """True when the command will make no more changes."""
         return self.state not in {"asked", "running"}
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Number of skipped deliveries or requests so far by reason."""
+        """Number of deliveries or requests skipped so far, by reason."""
         return cast("Mapping[str, int]", (as_json(self.sample) or {}).get("skipped", {}))
 
     def skipping(self, skipped: Mapping[str, int]) -> Command:
@@ -86,7 +86,7 @@ def ask(
 
 
 def note(database: Database, kind: str, chosen: Mapping[str, object], *, who: str, why: str, answer: str) -> None:
-    """Store an act that a command line has done by itself as an ended command, for the audit trail."""
+    """Store an act that a command line has completed itself as an ended command, for the audit trail."""
     with database.write() as transaction:
         asked = _ask(transaction, kind, chosen, who=who, why=why, dry_run=False, planned=None)
         end(transaction, asked, "done", answer)
@@ -99,16 +99,16 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
 
 
 class CommandOutcome(msgspec.Struct, frozen=True):
-    """The present states of the deliveries that a command changed."""
+    """The current states of the deliveries that a command changed."""
 
     delivered: int = 0
-    """Delivered ones, and unchanged ones, whose destination already had the change."""
+    """Deliveries that are delivered, or unchanged as the destination already had the change."""
     failed: int = 0
-    """Dead ones, including those that block their lane."""
+    """Dead deliveries, including those that block their lane."""
     open: int = 0
     """Deliveries in progress."""
     other: Mapping[str, int] = {}
-    """All others by state, such as superseded ones."""
+    """All other deliveries by state, such as superseded ones."""
 
     @property
     def says(self) -> str:
@@ -122,7 +122,7 @@ _OUTCOMES = {"delivered": "delivered", "unchanged": "delivered", "dead": "failed
 
 
 def read_outcome(database: Database, number: int) -> CommandOutcome:
-    """Count the present states of the deliveries that a command changed."""
+    """Count the current states of the deliveries that a command changed."""
     counts, other = Counter[str](), dict[str, int]()
     with database.read() as transaction:
         for row in transaction.execute(_STATES, command=number):
@@ -139,13 +139,22 @@ def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
-def find_open_turn(database: Database, gate: Mapping[str, object]) -> str | None:
-    """Return the name of an open pause or resume with this selection, such as `command 7 (pause)`; None if there is none."""
+_NEWEST_ID = 2**63 - 1
+
+
+def find_open_turn(database: Database, gate: object, *, before: int = _NEWEST_ID) -> tuple[int, str] | None:
+    """Return id and kind of the oldest open pause or resume of this gate with a lower id; None if there is none."""
     with database.read() as transaction:
-        for row in transaction.execute(_TURNS):
-            if as_json(row.selection) == gate:
-                return f"command {row.id} ({row.kind})"
+        for row in transaction.execute(_TURNS, before=before):
+            if _list_given(row.selection) == _list_given(gate):
+                return row.id, row.kind
     return None
+
+
+def _list_given(selection: object) -> object:
+    """Return a selection without fields that are null, which say nothing."""
+    given = as_json(selection)
+    return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 def read_command(database: Database, number: int) -> Command | None:
@@ -162,7 +171,7 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
 
     Raises:
         NoSuchCommand: there is none with this id.
-        UnusableCommand: it has ended, or is to continue but was not stopped.
+        UnusableCommand: the command has ended, or should continue but was not stopped.
     """
     with database.write() as transaction:
         answer = turn_in(transaction, act, number, who=who, why=why)
@@ -198,10 +207,10 @@ def find_obstacle(found: Command, act: str) -> str | None:
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
     """Lock the command. Returns False if another process has advanced or stopped it since it was read, or is doing so now."""
     now = _read(transaction, command.id, locked=True)
-    return now is not None and not now.has_ended and _place_of(now) == _place_of(command)
+    return now is not None and not now.has_ended and _get_position(now) == _get_position(command)
 
 
-def _place_of(command: Command) -> tuple[int | None, int, int]:
+def _get_position(command: Command) -> tuple[int | None, int, int]:
     return command.progress, command.affected, command.failed
 
 
@@ -232,7 +241,8 @@ _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _TURNS = text(
-    f"SELECT id, kind, selection FROM relay_command WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') ORDER BY id"
+    "SELECT id, kind, selection FROM relay_command "
+    f"WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') AND id < :before ORDER BY id"
 )
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"

@@ -1,8 +1,8 @@
 """Runs operators' commands batch by batch, in any relay process or in the command line's own.
 
 One transaction stores a batch with the command's progress and counts. It locks the command's row, and does nothing if
-another process has advanced the command since it was read. So several processes may work on one command, each batch is
-done once, and any of them may die.
+another process has advanced the command since it was read. So several processes may work on one command: each batch is
+done once, and any process may die.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.db.dialect import as_json, blames_items, classify_failure, error_text, is_wait_timeout
 from inbox.errors import UnusableCommand
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
@@ -26,9 +26,9 @@ from relay.store.transaction import FailedAlone
 from relay.store.work import Work
 
 MOST_AT_ONCE = 10
-"""Commands that get one batch each in a step of a relay."""
+"""Number of commands that get one batch each in a step of a relay."""
 FAULTY_SECONDS = 60.0
-"""Wait after a command failed as a whole, as for a missing privilege."""
+"""Wait after a command failed as a whole, such as for lack of a privilege."""
 
 
 class OpenCommands:
@@ -40,7 +40,7 @@ class OpenCommands:
         self.are_open = False
         """True when the last call found open commands."""
         self._faulty: dict[int, float] = {}
-        """Commands that failed as a whole, as for a statement that can't run, and the time of their next try."""
+        """Commands that failed as a whole, such as with a statement that can't run, and the times of their next tries."""
 
     def work(self, work: Work) -> int:
         """Run a batch of each of the next few commands. Returns the number of changed deliveries."""
@@ -56,7 +56,7 @@ class OpenCommands:
             try:
                 changed += work_on(work, number)
             except Exception as error:
-                failure = failure_of(error)
+                failure = classify_failure(error)
                 if failure == "unreachable":
                     raise
                 if failure == "fault":
@@ -70,9 +70,10 @@ class OpenCommands:
 def work_on(work: Work, number: int) -> int:
     """Run the next batch of this command, if it has not ended.
 
-    An invalid command is `refused`. One whose deliveries can't be found is `failed`. Deliveries or requests that can't be
-    changed are skipped: `relay_command.failed` counts them, `relay_command.error` has the last one. For a locked one the
-    command waits.
+    An invalid command is `refused`. A command whose deliveries can't be found is `failed`. Deliveries or requests that can't be
+    changed are skipped: `relay_command.failed` counts them, `relay_command.error` has the last one. If one is locked,
+    the command waits. A pause or resume
+    waits for older ones of its gate, and this function works on the oldest: so the last one wins, even without a relay.
 
     Returns:
         The number of changed deliveries; 0 also while a replay or retry waits for due deliveries.
@@ -83,6 +84,10 @@ def work_on(work: Work, number: int) -> int:
         command = commands.read_command(work.database, number)
         if command is None or command.has_ended:
             return 0
+        if command.kind in {"pause", "resume"} and (
+            older := commands.find_open_turn(work.database, command.selection, before=number)
+        ):
+            return work_on(work, older[0])
         after = _carry_out(work, command, _next_step(work, command))
     except Exception as error:
         if not blames_items(error):
@@ -113,7 +118,7 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
 
 
 def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | None:
-    """Run a step; its items one by one if together they are too slow or one is at fault.
+    """Run a step. If its items are too slow together, or one is at fault, process them one by one.
 
     Returns:
         The command after the step; None if another process has advanced or stopped it since it was read.

@@ -18,8 +18,8 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.states import MOST_REASON, RETRYING, says_why
-from inbox.sources.normalize import ReadmitResult, readers_of
+from inbox.events.states import MOST_REASON, RETRYING, State, says_why
+from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate, format_gate, format_resume_command
 from relay.delivery.policy import policies
 from relay.filters import Filtered, list_unknown
@@ -30,8 +30,8 @@ from relay.store.database import Database
 from relay.store.deliveries import Key, format_key
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import SKIP_REASONS, SkipReason, find_replayable
-from relay.store.operator.selection import Act, Choice, keys_of
-from relay.store.retention import expiry_of
+from relay.store.operator.selection import Act, Choice, list_keys
+from relay.store.retention import compute_expiry
 from relay.store.route_states import read_routes
 from relay.store.work import Work, process_in_parts
 from relay.words import describe_holds, describe_state, format_count
@@ -40,21 +40,21 @@ _PAGE = 500
 _MOST_BEHIND = 500
 """The largest count of deliveries behind a gate, for each state."""
 _MOST_NAMED = 3
-"""Named events whose states an empty plan shows."""
+"""Number of named events whose states an empty plan shows."""
 
 
 class Bound(msgspec.Struct, frozen=True):
     """The limits of a plan; without limits it is exact, however long it takes."""
 
     rows: int | None = None
-    """The most rows to examine."""
+    """Maximum number of rows to examine."""
     until: float = float("inf")
     """Time of the monotonic clock at which to stop."""
     listed: int = 10
     """The number of rows to list."""
 
     def is_late(self) -> bool:
-        """Return whether the time is over."""
+        """Return whether the time limit has passed."""
         return time.monotonic() > self.until
 
 
@@ -86,7 +86,7 @@ class SkippedRows(msgspec.Struct, frozen=True):
 
     @property
     def says(self) -> str:
-        """Its sentence."""
+        """The sentence with the count."""
         return f"{self.count:,} skipped: {self.text}"
 
 
@@ -117,7 +117,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     deliveries: tuple[Row, ...] = ()
     """The first deliveries, in order of arrival."""
     requests: tuple[Row, ...] = ()
-    """The first rejected requests, as the present configuration reads them."""
+    """The first rejected requests, as the current configuration reads them."""
     skipped: tuple[SkippedRows, ...] = ()
     """The deliveries or requests that match but will not be changed, by reason."""
     figures: tuple[PlanFigure, ...] = ()
@@ -127,13 +127,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     """Sentences about this plan."""
     obstacle: str | None = None
-    """The reason it can't be done now, or has nothing to do."""
+    """The reason why the operation can't be done now, or has nothing to do."""
     instead: tuple[str, ...] = ()
     """Sentences that suggest another command."""
 
     @property
     def says(self) -> str:
-        """Its sentences in one, such as the reason it can't be done, without the consequences."""
+        """The plan's sentences joined, such as the obstacle, without the consequences."""
         said = (self.obstacle, *(each.says for each in self.skipped), *self.warnings, *self.instead)
         return "; ".join(each for each in said if each is not None)
 
@@ -149,7 +149,7 @@ def find_reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str
         return "say why, in letters or digits: the reason is kept in the log"
     if len(reason) > MOST_REASON:
         return f"a reason has at most {MOST_REASON:,} characters"
-    if isinstance(asked, OneEntity) and subject_of(asked).is_named_in(reason):
+    if isinstance(asked, OneEntity) and make_subject(asked).is_named_in(reason):
         return "the reason names the entity, but it is kept for good: say why without the id"
     return None
 
@@ -227,20 +227,32 @@ def _plan_deliveries(it: _Planning) -> Plan:
     choice = Choice(cast("Act", it.kind), it.asked, it.config)
     found = preview(it.database, choice, it.bound, seen=it.seen)
     if not found.count and found.is_whole:
-        return msgspec.structs.replace(found, obstacle=it.nothing, instead=tuple(_suggest(it.database, choice)))
+        instead = (*_suggest(it.database, choice), *_describe_move(it.asked, found))
+        return msgspec.structs.replace(found, obstacle=it.nothing, instead=instead)
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
-        *([_describe_backfill(it.asked)] if it.asked.backfill else ()),
-        *_gates_of(it, {group.route for group in found.groups}),
+        *([_BACKFILL] if it.asked.backfill and it.asked.open_on is None else ()),
+        *_describe_move(it.asked, found),
+        *_list_gates(it, {group.route for group in found.groups}),
     )
     return msgspec.structs.replace(found, warnings=warnings)
 
 
-def _describe_backfill(asked: Selection) -> str:
+_BACKFILL = "A backfill delivers delivered events again, and events that the route would take now but never took."
+
+
+def _describe_move(asked: Selection, found: Plan) -> Iterator[str]:
+    """Yield the next step of a renamed route: a cancel loses no change once nothing is left that was not moved."""
     if asked.open_on is None:
-        return "A backfill delivers delivered events again, and events that the route would take now but never took."
+        return
     cancel = shlex.join(["relay", "cancel", "--route", asked.open_on])
-    return f"The deliveries of route {asked.open_on} stay open. After this replay, `{cancel}` ends them."
+    left = sum(each.count for each in found.skipped)
+    if not found.is_whole:
+        yield f"Run the replay until it finds nothing, before `{cancel}`"
+    elif left:
+        yield f"{left:,} stay on route {asked.open_on} only: run the replay again; `{cancel}` loses those still there"
+    else:
+        yield f"The deliveries of route {asked.open_on} stay open. After this replay, `{cancel}` ends them."
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
@@ -252,7 +264,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     after: int | None = 0
     while after is not None and is_whole:
         page = selection.read_page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
-        left = _find_skipped(database, choice, keys_of(page.rows))
+        left = _find_skipped(database, choice, list_keys(page.rows))
         skipped.update(left.values())
         skipped["unreadable"] += len(page.unreadable)
         for row in page.rows:
@@ -264,13 +276,30 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
         seen(examined)
         is_whole = after is None or not (bound.is_late() or examined >= (bound.rows or examined + 1))
     groups = [_group(key, times) for key, times in due.items()]
+    count = sum(group.count for group in groups)
+    left_over = _list_left(database, choice, count + skipped.total()) if is_whole else ()
     return Plan(
-        count=sum(group.count for group in groups),
+        count=count,
         is_whole=is_whole,
         groups=tuple(sorted(groups, key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
         deliveries=tuple(first),
-        skipped=list_skipped(skipped),
+        skipped=(*list_skipped(skipped), *left_over),
     )
+
+
+def _list_left(database: Database, choice: Choice, selected: int) -> tuple[SkippedRows, ...]:
+    """Return the deliveries of a former route that are neither moved nor among the `selected`."""
+    former, route = choice.selection.open_on, choice.selection.route
+    if former is None:
+        return ()
+    with database.read() as transaction:
+        found = selection.count_unmoved(transaction, former, route)
+    in_flight = found.get(State.IN_FLIGHT, 0)
+    left = {
+        "in_flight": (in_flight, f"in flight on route {former}"),
+        "not_taken": (sum(found.values()) - in_flight - selected, f"not taken by route {route}, or not selected"),
+    }
+    return tuple(SkippedRows(why, number, says) for why, (number, says) in left.items() if number > 0)
 
 
 def _group(key: tuple[str, str, str | None], due: Sequence[datetime | None]) -> Group:
@@ -284,23 +313,25 @@ def _quiet(database: Database, choice: Choice) -> Work:
 
 
 def _find_skipped(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, SkipReason]:
-    """Find the deliveries of a page that the command will skip."""
+    """Find the deliveries on a page that the command will skip."""
     if choice.act != "replay":
         return {}
 
-    def part(some: Sequence[Key]) -> Mapping[Key, SkipReason]:
+    def process(some: Sequence[Key]) -> Mapping[Key, SkipReason]:
         with database.read() as transaction:
             return find_replayable(transaction, choice, some, locked=False).skipped
 
-    def alone(key: Key, _error: Exception) -> Mapping[Key, SkipReason]:
+    def quarantine_one(key: Key, _error: Exception) -> Mapping[Key, SkipReason]:
         return {key: "unreadable"}
 
-    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=format_key)
+    parts = process_in_parts(
+        _quiet(database, choice), "commands", keys, process=process, quarantine_one=quarantine_one, name=format_key
+    )
     return {key: why for part in parts for key, why in part.items()}
 
 
-def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
-    """Yield a sentence for each gate that holds these deliveries back regardless, with the command that opens it."""
+def _list_gates(it: _Planning, routes: set[str]) -> Iterator[str]:
+    """Yield a sentence for each gate that still holds these deliveries back, with the command that opens it."""
     known = policies(it.config)
     passed = {key for route in routes if route in known for key in known[route].gates}
     for row in gates.read_closed_gates(it.database):
@@ -353,7 +384,7 @@ def _plan_gate(it: _Planning) -> Plan:
     first = commands.find_open_turn(it.database, msgspec.to_builtins(it.asked))  # after it, the gate may differ
     figures, warnings = list[PlanFigure](), [] if held is None else [*_holds(held)]
     if first is not None:
-        warnings.append(f"{first} comes first")
+        warnings.append(f"command {first[0]} ({first[1]}) comes first")
     if gate.entity_id is None:
         figure, retrying = _count_behind(it, gate)
         figures.append(figure)
@@ -365,7 +396,7 @@ def _plan_gate(it: _Planning) -> Plan:
 
 
 def describe_closed(database: Database, gate: Gate) -> tuple[str, ...]:
-    """Return a sentence for each reason a gate is closed; none if it is open."""
+    """Return a sentence for each reason why a gate is closed; empty if it is open."""
     held = _read_closed(database, gate)
     return () if held is None else tuple(_holds(held))
 
@@ -386,12 +417,12 @@ def _count_behind(it: _Planning, gate: Gate) -> tuple[PlanFigure, int]:
 
 
 def _plan_sweep(it: _Planning) -> Plan:
-    types = types_of(it.config, it.asked.source, it.asked.entity_type)
+    types = list_types(it.config, it.asked.source, it.asked.entity_type)
     asks = f"A relay asks {it.asked.source} for changes of {', '.join(types)} since the last sweep."
     return Plan(warnings=(asks,))
 
 
-def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
+def list_types(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
     """List the entity types that a sweep of this source covers.
 
     Raises:
@@ -415,9 +446,9 @@ def _plan_prune(it: _Planning) -> Plan:
     figures, is_whole = list[PlanFigure](), True
     with it.database.read() as transaction:
         now = retention.read_command_clock(transaction)
-        for kind in kinds_of(it.asked.kinds or ()):
-            rows, are_all = retention.count_expired(transaction, kind, expiry_of(ages, kind, now))
-            note = f"{'' if are_all else 'or more; '}older than {ages.age_of(kind).shown}"
+        for kind in parse_kinds(it.asked.kinds or ()):
+            rows, are_all = retention.count_expired(transaction, kind, compute_expiry(ages, kind, now))
+            note = f"{'' if are_all else 'or more; '}older than {ages.get_age(kind).shown}"
             figures.append(PlanFigure(kind, rows, note))
             is_whole = is_whole and are_all
     count = sum(each.count for each in figures)
@@ -425,7 +456,7 @@ def _plan_prune(it: _Planning) -> Plan:
     return Plan(count=count, is_whole=is_whole, figures=tuple(figures), obstacle=obstacle)
 
 
-def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
+def parse_kinds(given: Sequence[str]) -> list[RetentionKind]:
     """List kinds of retention, by default all.
 
     Raises:
@@ -437,13 +468,13 @@ def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
     return [kind for kind in retention.STEPS if not given or kind in given]
 
 
-def subject_of(asked: OneEntity) -> ErasureSubject:
+def make_subject(asked: OneEntity) -> ErasureSubject:
     """Return the entity to erase."""
     return ErasureSubject(**msgspec.structs.asdict(asked))
 
 
 def _plan_erase(it: _Planning) -> Plan:
-    subject = subject_of(it.asked)
+    subject = make_subject(it.asked)
     found = erasure.plan(it.database.engine, subject)
     is_cut = found.counts["events"] >= erasure.COUNTED_EVENTS
     named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
@@ -484,7 +515,7 @@ _OF_NEWEST = f"The numbers cover its {erasure.COUNTED_EVENTS:,} newest events. T
 
 
 def _plan_readmit(it: _Planning) -> Plan:
-    readers, read, rejected = readers_of(it.config), 0, Counter[str]()
+    readers, read, rejected = make_readers(it.config), 0, Counter[str]()
     first: list[Row] = []
     after: int | None = 0
     while after is not None and read < (it.bound.rows or read + 1) and not it.bound.is_late():
@@ -505,7 +536,7 @@ def _plan_readmit(it: _Planning) -> Plan:
 
 
 def _describe_request(database: Database, number: int) -> str:
-    row = reads.row_of(database.engine, "rejected_request", number)
+    row = reads.read_row(database.engine, "rejected_request", number)
     if row is None:
         return f"there is no rejected request {number}"
     if row["readmitted_at"] is not None:

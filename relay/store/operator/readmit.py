@@ -1,4 +1,4 @@
-"""Readmits rejected requests: reads pages of them under the present configuration, and stores their events."""
+"""Readmits rejected requests: reads pages of them under the current configuration, and stores their events."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BYTES_AT_A_TIME = 2 * 1024 * 1024
 
 
 def read_again(database: Database, readers: Mapping[str, Read], asked: Rejections, after: int) -> list[ReadmitResult]:
-    """Read the next selected requests after the id `after` under the present configuration; at least one, if any."""
+    """Read the next selected requests after the id `after` under the current configuration; at least one, if any is left."""
     given = {name: getattr(asked, name) for name in ("id", "source", "cause", "status", "error", "since", "until")}
     with database.read() as transaction:
-        rows = transaction.rows_of(_PAGE, **given, after=after, limit=AT_A_TIME, bytes=BYTES_AT_A_TIME)
+        rows = transaction.fetch_rows(_PAGE, **given, after=after, limit=AT_A_TIME, bytes=BYTES_AT_A_TIME)
     return [_read_one(readers, row) for row in rows]
 
 
@@ -43,7 +43,7 @@ def take(
 ) -> dict[int, list[Receipt]]:
     """Store the events of these requests as the receiver does, and record the result. Returns the receipts of each request.
 
-    The requests are locked first; those that were readmitted since they were read are skipped.
+    The requests are locked first. Requests that were readmitted after they were read are skipped.
     """
     locked = {row.id for row in transaction.execute(_LOCK, wanted=[each.id for each in requests])}
     requests = [request for request in requests if request.id in locked]

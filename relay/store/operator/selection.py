@@ -18,7 +18,7 @@ from sqlalchemy import text
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.config.routing import matches
-from inbox.db.listing import OF_ENTITY, sources_of
+from inbox.db.listing import OF_ENTITY, list_sources
 from inbox.db.reads import Row
 from inbox.events.states import (
     CANCELLED_BY_STATE,
@@ -38,15 +38,15 @@ from relay.store.work import Work, process_in_parts
 _CANDIDATES = 200
 """Minimum number of events to look up together."""
 _MOST_LOOK_UPS = 50
-"""The most look-ups for one page, as the caller has other work, too."""
+"""Maximum number of look-ups for one page, as the caller has other work too."""
 _WINDOW = 20_000
-"""Events of any source to search at a time for those of one source."""
+"""Number of events, of any source, to search at a time for those of one source."""
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
 Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
 """The kind of deliveries that a command selects."""
 Rows = Literal["open", "ended or dead", "backfill"]
-"""The deliveries to read of an event: the open ones, all, or the one on the route of a backfill."""
+"""The deliveries of an event to read: open ones, all of them, or the one on the route of a backfill."""
 
 GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _OPEN: Mapping[Which, Collection[str]] = {
@@ -57,12 +57,12 @@ _OPEN: Mapping[Which, Collection[str]] = {
 }
 """The open states of each kind. The other two kinds also include deliveries without a row in `open_delivery`."""
 _OF_STATE: Mapping[str, Which] = {State.DEAD: "dead", State.BLOCKED: "blocked", RETRYING: "due later"}
-"""The kind that a cancel selects for a state; for other states, `not begun`."""
+"""The kind that a cancel selects for each state; for other states, it selects `not begun`."""
 _EQUAL = ("source", "entity_type", "entity_id", "event_type", "state", "cause", "status", "error_sha256")
 """Conditions that require equality with the column of the same name."""
 
 
-def keys_of(rows: Iterable[Row]) -> list[Key]:
+def list_keys(rows: Iterable[Row]) -> list[Key]:
     """Return seq and route of each row."""
     return [(int(row["seq"]), str(row["route"])) for row in rows]
 
@@ -74,11 +74,11 @@ class Choice(msgspec.Struct, frozen=True):
     selection: Selection
     config: Config
     until_seq: int | None = None
-    """The highest seq when the command was asked, as later events are skipped; None for a plan."""
+    """The highest seq when the command was requested, as later events are skipped; None for a plan."""
 
     @property
     def mistake(self) -> str | None:
-        """The reason the selection is invalid, apart from unknown names; None if it is valid."""
+        """The reason why the selection is invalid, other than unknown names; None if it is valid."""
         return next(self._mistakes(), None)
 
     def _mistakes(self) -> Iterator[str]:
@@ -117,7 +117,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def which(self) -> Which:
-        """The kind of deliveries it selects."""
+        """The kind of deliveries that the act selects."""
         if self.act == "retry":
             return "due later"
         if self.act == "cancel" and self.selection.state is not None:
@@ -132,13 +132,13 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def open_states(self) -> tuple[str, ...]:
-        """The states of the open deliveries it selects."""
+        """The states of the open deliveries that the act selects."""
         state = self.selection.state
         return (state,) if state in OPEN_STATES else tuple(sorted(_OPEN[self.which]))
 
     @property
     def seqs(self) -> list[int] | None:
-        """The events that it names; None if it names none. Several ways of naming are intersected."""
+        """The events that the selection names; None without names. With several ways of naming, all must match."""
         chosen = self.selection
         one = None if chosen.seq is None else {chosen.seq}
         some = None if chosen.seqs is None else {*chosen.seqs}
@@ -148,7 +148,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def routes(self) -> set[str] | None:
-        """The routes it selects by name, destination or api; None for any."""
+        """The routes that the selection names, by name, destination or api; None for any."""
         chosen = self.selection
         named = None if chosen.route is None else {chosen.route}
         if chosen.destination is None and chosen.api is None:
@@ -222,7 +222,7 @@ class SelectedPage(msgspec.Struct, frozen=True):
 def read_page(
     work: Work, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
 ) -> SelectedPage:
-    """Read about `most` selected deliveries of the next events after the seq `after`, always all of an event.
+    """Read about `most` selected deliveries of the next events after the seq `after`, without splitting an event.
 
     Each transaction looks up only some events. After many events without a selected delivery, or once `is_late` returns
     True, the page may be empty, and `upto` is the seq after which to continue.
@@ -242,7 +242,9 @@ def read_page(
     for _ in range(_MOST_LOOK_UPS):
         with work.database.read() as transaction:
             seqs, upto = _next(transaction, choice, after, max(most, _CANDIDATES))
-        for rows in process_in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
+        for rows in process_in_parts(
+            work, "commands", seqs, process=look, quarantine_one=fail, name=lambda seq: f"seq={seq}"
+        ):
             found += rows
         if len(found) > most:
             last = found[most]["seq"]
@@ -262,7 +264,7 @@ def select_keys(transaction: Transaction, choice: Choice, keys: Iterable[Key], *
     """
     until = choice.until_seq
     wanted = {key for key in keys if key[0] >= first and (until is None or key[0] <= until)}
-    return wanted & {*keys_of(_read(transaction, choice, sorted({seq for seq, _ in wanted})))}
+    return wanted & {*list_keys(_read(transaction, choice, sorted({seq for seq, _ in wanted})))}
 
 
 def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tuple[list[int], int | None]:
@@ -270,7 +272,7 @@ def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tu
     if choice.seqs is not None:
         statement, found = None, [seq for seq in choice.seqs if seq > after][:most]
     else:
-        statement, given = _events_of(choice)
+        statement, given = _select_events(choice)
         found = [row.seq for row in transaction.execute(statement, after=after, most=most, **given)]
     upto = found[-1] if len(found) == most else None
     if upto is None and statement is NEXT_OF_SOURCE:
@@ -280,7 +282,7 @@ def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tu
     return sorted({*found}), upto
 
 
-def _events_of(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
+def _select_events(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
     """Return the statement that finds the next events for a choice without named events, and its parameters."""
     chosen = choice.selection
     if chosen.entity_id is not None:
@@ -302,7 +304,12 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
         seqs = [row.seq for row in transaction.execute(_OPEN_ON, wanted=seqs, route=choice.selection.open_on)]
     which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
     given = {"route": choice.selection.route} if which == "backfill" else {}
-    return choice.select_from(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
+    return choice.select_from(transaction.fetch_rows(DELIVERIES[which], wanted=seqs, **given))
+
+
+def count_unmoved(transaction: Transaction, former: str, route: str | None) -> dict[str, int]:
+    """Count by state the deliveries that are open on a former route, and that the new one never took."""
+    return {row.state: row.number for row in transaction.execute(_UNMOVED, former=former, route=route)}
 
 
 _NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"
@@ -315,7 +322,7 @@ END_OF_WINDOW = text(f"SELECT CASE WHEN count(*) = {_WINDOW} THEN max(found.seq)
 _OF_ENTITY = f"{OF_ENTITY} AND i.seq > :after"
 OF_ONE_ENTITY = {
     of_source: Statement(f"""
-SELECT i.seq FROM {sql.first_of(sources_of("source" * of_source or None), "inbox i", _OF_ENTITY, "i.seq", ":most")}
+SELECT i.seq FROM {sql.select_first(list_sources("source" * of_source or None), "inbox i", _OF_ENTITY, "i.seq", ":most")}
 ORDER BY i.seq LIMIT :most
 """)
     for of_source in (False, True)
@@ -341,6 +348,17 @@ _OPEN_ON = Statement(f"""
 SELECT o.seq FROM {sql.look_up(_WANTED, "open_delivery o", "o.seq = wanted.seq AND o.route = :route")}
 WHERE o.state <> '{State.IN_FLIGHT}'
 """)
+_UNMOVED = Statement(
+    " UNION ALL ".join(  # literals of states, and maxima that Postgres turns into no joins, so that it uses indexes
+        f"""
+SELECT '{state}' AS state, count(*) AS number FROM open_delivery o
+WHERE o.state = '{state}' AND o.route = :former
+  AND (SELECT max(n.seq) FROM open_delivery n WHERE n.seq = o.seq AND n.route = :route) IS NULL
+  AND (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = :route AND f.kind <> 'erased') IS NULL
+"""
+        for state in OPEN_STATES
+    )
+)
 _KEYS: Mapping[Rows, str] = {
     "open": f"SELECT o.seq, o.route FROM {sql.look_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
     "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.look_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",
@@ -358,7 +376,7 @@ DELIVERIES = {
 SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
        o.due_at, o.due_at > (SELECT {sql.now}) AS is_later, i.source, i.entity_type, i.entity_id, i.event_type, i.action,
        i.occurred_at, i.received_at, e.at AS failed_at, coalesce(e.detail ->> 'cause', e.detail ->> 'error_class') AS cause,
-       CAST({sql.status_of("e")} AS text) AS status, e.detail ->> 'error' AS error,
+       CAST({sql.extract_status("e")} AS text) AS status, e.detail ->> 'error' AS error,
        coalesce(({_LAST} NOT IN ('erased', 'unblocked')), 0) AS last_change
 FROM {sql.look_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = k.route

@@ -15,7 +15,7 @@ from inbox.db.dialect import error_text
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED
 from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
-from inbox.sources.normalize import ReadmitResult, readers_of
+from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
@@ -27,15 +27,15 @@ from relay.store.operator.plan import (
     describe_closed,
     describe_nothing,
     find_reason_mistake,
-    kinds_of,
     list_skipped,
+    list_types,
+    make_subject,
+    parse_kinds,
     plan,
     quick,
-    subject_of,
-    types_of,
 )
-from relay.store.operator.selection import Choice, keys_of
-from relay.store.retention import LeasedPruner, Pruned, expiry_of, read_command_clock
+from relay.store.operator.selection import Choice, list_keys
+from relay.store.retention import LeasedPruner, Pruned, compute_expiry, read_command_clock
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 from relay.words import format_count
@@ -52,7 +52,7 @@ class Working(msgspec.Struct, frozen=True):
     work: Work
     command: Command
     asked: Any
-    """Its parsed selection."""
+    """The parsed selection of the command."""
 
 
 Act = Callable[[Transaction, datetime], Command]
@@ -67,9 +67,9 @@ class Item(NamedTuple):
     progress: int
     """The progress of the command after this item."""
     route: str | None = None
-    """The route whose lock it needs."""
+    """The route whose lock the item needs."""
     error: str | None = None
-    """The reason it can't be changed, if already known."""
+    """The reason why the item can't be changed, if already known."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -78,10 +78,10 @@ class Batch(msgspec.Struct, frozen=True):
     items: Sequence[Item]
     change: Callable[[Transaction, datetime, Sequence[Any]], Changed]
     opens: bool = False
-    """True when it opens deliveries, whose payloads must be kept."""
+    """True when the step opens deliveries: their payloads must be kept."""
 
     def act(self, command: Command, transaction: Transaction, now: datetime, items: Sequence[Item]) -> Command:
-        """Process some of its items."""
+        """Process some of the items."""
         failed = [item for item in items if item.error is not None]
         good = [item.it for item in items if item.error is None]
         done = self.change(transaction, now, good) if good else Changed(0)
@@ -119,7 +119,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
     command = it.command
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
     page = selection.read_page(it.work, choice, after=command.progress or 0, most=BATCH)
-    keys = keys_of(page.rows)
+    keys = list_keys(page.rows)
     if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: command.after(answer=waits)
     unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
@@ -138,7 +138,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
 
 def _item(key: Key, following: Key) -> Item:
-    """Return the item of a delivery. The progress passes an event only with its last delivery."""
+    """Return the item of a delivery. The progress moves past an event only with its last delivery."""
     return Item(key, format_key(key), key[0] - (key[0] == following[0]), key[1])
 
 
@@ -164,7 +164,7 @@ _ASKED = 1
 
 def _sweep(it: Working) -> Act:
     """Make the sweeps due, or check whether they have ended."""
-    source, types = it.asked.source, types_of(it.work.config, it.asked.source, it.asked.entity_type)
+    source, types = it.asked.source, list_types(it.work.config, it.asked.source, it.asked.entity_type)
     if it.command.progress == _ASKED:
         last = {result.entity_type: result for result in sweeps.read_results(it.work.database, source)}
         return lambda *_: _result([last[each] for each in types if each in last], it.command)
@@ -194,7 +194,7 @@ def _result(last: Sequence[sweeps.SweepResult], command: Command) -> Command:
 
 def _prune(it: Working) -> Act:
     """Prune the next rows of a kind under the pruner's lease. The progress is the number of completed kinds."""
-    command, kinds, progress = it.command, kinds_of(it.asked.kinds or ()), it.command.progress or 0
+    command, kinds, progress = it.command, parse_kinds(it.asked.kinds or ()), it.command.progress or 0
     holder = f"command {command.id}, process {os.getpid()} at {socket.gethostname()}"
     pruner = LeasedPruner(it.work.database, holder, rest=lambda _: None)
     if pruner.take() is None:
@@ -202,7 +202,7 @@ def _prune(it: Working) -> Act:
     kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
         with it.work.database.read() as transaction:
-            before = expiry_of(it.work.config.retention, kind, read_command_clock(transaction))
+            before = compute_expiry(it.work.config.retention, kind, read_command_clock(transaction))
         done = pruner.prune_batch(kind, before) or done
     finally:
         pruner.give_back()
@@ -218,7 +218,7 @@ def _prune(it: Working) -> Act:
 
 def _erase(it: Working) -> Act:
     """Erase the next events of an entity."""
-    command, subject = it.command, subject_of(it.asked)
+    command, subject = it.command, make_subject(it.asked)
     if mistake := find_reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
     nothing = None
@@ -246,14 +246,14 @@ def _erase(it: Working) -> Act:
 def _readmit(it: Working) -> Act | Batch:
     """Readmit the next requests as the receiver stores them; those already in the inbox are duplicates."""
     command = it.command
-    page = readmit.read_again(it.work.database, readers_of(it.work.config), it.asked, command.progress or 0)
+    page = readmit.read_again(it.work.database, make_readers(it.work.config), it.asked, command.progress or 0)
     page = [each for each in page if command.until is None or each.id <= command.until]
     if not page:
         answer = _answer_of(it)
         return lambda *_: command.after("done", answer=answer)
 
     def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> Changed:
-        """Store the requests, skipping those still rejected, or readmitted since they were read."""
+        """Store the requests, except those still rejected or already readmitted."""
         rejected = sum(each.rejected is not None for each in requests)
         requests = [each for each in requests if each.rejected is None]
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)

@@ -15,7 +15,7 @@ from relay.web.screens import event, lists, overview, route
 
 _COMMANDS = {"kinds": COMMAND_KINDS, "states": COMMAND_STATES}
 _DELIVERIES = {"states": STATES}
-_OVERVIEW = {"button_of": overview.button_of}
+_OVERVIEW = {"button_of": overview.make_button}
 _ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "from_alert": from_alert}
 EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})
 SCREENS = (

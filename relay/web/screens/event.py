@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.clock import SystemClock, steady
 from inbox.config.model import Route, SyncDestination
-from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
+from inbox.config.routing import ROUTE_LANE, entity_lane, select_routes
 from inbox.db import reads
 from inbox.db.reads import Row
 from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, QueryTooSlow
@@ -20,7 +20,7 @@ from relay.destinations.preview import Preview, make_preview
 from relay.store import events
 from relay.store.reads import read_reveals
 from relay.web.query import Limit, Number, Text
-from relay.web.reading import Reading, rows_of
+from relay.web.reading import Reading, describe_rows
 from relay.words import ACTS, Hold, RouteProgress, describe_progress, is_gone, list_holds
 
 
@@ -34,20 +34,21 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
 class EventPage(msgspec.Struct, frozen=True):
     """An event without headers and body, which a reveal shows."""
 
-    event: Annotated[Row, rows_of("inbox", is_pruned={"type": "boolean"})]
+    event: Annotated[Row, describe_rows("inbox", is_pruned={"type": "boolean"})]
     payload: Literal["stored", "pruned", "erased"]
     routes: tuple[RouteProgress, ...]
     has_earlier_facts: bool
     """True: there are older facts than those listed."""
     duplicates: tuple[
-        Annotated[Row, rows_of("duplicate_request", "seq", "body_sha256", "body", is_other={"type": "boolean"})], ...
+        Annotated[Row, describe_rows("duplicate_request", "seq", "body_sha256", "body", is_other={"type": "boolean"})],
+        ...,
     ]
     times: int
     """Number of duplicate requests."""
     previous_seq: int | None
     """Previous event of the same entity."""
     next_seq: int | None
-    reveals: tuple[Annotated[Row, rows_of("payload_reveal", "seq")], ...]
+    reveals: tuple[Annotated[Row, describe_rows("payload_reveal", "seq")], ...]
     """Latest reveals of its payload, newest first: `at`, `who` and `reason`."""
 
 
@@ -95,9 +96,9 @@ class EntityQuery(OfEntity, frozen=True, kw_only=True):
     """Parameters of an entity's page."""
 
     before: Number | None = None
-    """Only events below this seq."""
+    """Only events with a lower seq."""
     limit: Limit = 20
-    """Most events of a page."""
+    """Maximum number of events on a page."""
 
 
 class EntityLane(msgspec.Struct, frozen=True):
@@ -126,10 +127,10 @@ class EntityPage(msgspec.Struct, frozen=True):
     before: int | None
     """Parameter `before` for the next page; None: this is the last page."""
     is_cut: bool
-    """True: the last events have more lines than shown; their own pages list all."""
+    """True if the last events have more lines than shown; the pages of those events list all."""
     lanes: tuple[EntityLane, ...]
     holds: tuple[Hold, ...]
-    """Gates that hold its deliveries back now."""
+    """Gates that hold the entity's deliveries back now."""
     is_paused: bool
     """True if the entity itself is paused."""
     cli: str
@@ -138,7 +139,7 @@ class EntityPage(msgspec.Struct, frozen=True):
 
 def entity(reading: Reading, query: EntityQuery) -> EntityPage:
     """Read an entity."""
-    routes = routes_of(query.source, reading.config.routes.values())
+    routes = select_routes(query.source, reading.config.routes.values())
     lanes = [(route.name, lane) for route in routes if (lane := _lane(route, query)) is not None]
     name = (query.source, query.type, query.id)
     found = reads.entity(reading.database.engine, name, lanes, before=query.before, limit=query.limit)
@@ -167,14 +168,14 @@ def entity(reading: Reading, query: EntityQuery) -> EntityPage:
 
 
 def _lane(route: Route, query: EntityQuery) -> str | None:
-    """Return the lane of the entity on a route; None: each of its events has its own lane there."""
+    """Return the lane of the entity on a route; None if each of its events has its own lane there."""
     if route.lane == "route":
         return ROUTE_LANE
     return entity_lane(query.type, query.id) if route.lane == "entity" else None
 
 
 def can_compare(route: Route, entity_type: str) -> bool:
-    """Tell whether both sides of a route can be compared for entities of this type."""
+    """Return whether both sides of a route can be compared for entities of this type."""
     return route.sync is not None and (not route.when.entity_type or entity_type in route.when.entity_type)
 
 
@@ -203,7 +204,9 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     if not reading.actor.may_act:
         raise NotAllowed("only operators may compare both sides, since it shows their values")
     config, name = reading.config, str(query.route)
-    able = [route.name for route in routes_of(query.source, config.routes.values()) if can_compare(route, query.type)]
+    able = [
+        route.name for route in select_routes(query.source, config.routes.values()) if can_compare(route, query.type)
+    ]
     if name not in able:
         known = f"; possible for this entity: {', '.join(able)}" if able else "; this entity has no such route"
         raise BadFilter(f"route {query.route!r} can't be compared{known}", field="route")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries, read_page
-from inbox.db.reads import Row, row_of
+from inbox.db.reads import Row, read_row
 from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NotAllowed, NothingThere
 from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
@@ -22,11 +22,11 @@ from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
 from relay.store.statement import Statement, sql
 from relay.web.query import Limit, Number, Text
-from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
+from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, describe_rows
 from relay.words import ACTS, describe_state
 
 LONGEST_SECONDS, LONGEST_SEARCH_SECONDS = 0.15, 1.0
-"""Time after which a search begins no further statement; the second in payloads."""
+"""Time after which a search starts no further statement. The second value is for searches in payloads."""
 
 
 def _read_conditions(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
@@ -101,15 +101,15 @@ _ACTS_SCHEMA = {
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, newest event first."""
 
-    rows: tuple[Annotated[Row, rows_of("delivery", acts=_ACTS_SCHEMA)], ...]
+    rows: tuple[Annotated[Row, describe_rows("delivery", acts=_ACTS_SCHEMA)], ...]
     matching: int | None = None
     """Number of matching deliveries; 501 means more than 500; None: not counted."""
     is_complete: bool
     """False: the time limit ended the scan. Continue with `before`; `matching` is a lower bound."""
     looked_through: int
-    """Number of events scanned; for an open state, of deliveries; with `body`, of events whose payload was searched."""
+    """Number of events scanned. With an open state, it counts deliveries; with `body`, events whose payload was searched."""
     back_to: datetime | None = None
-    """With `body`, if the search is not complete: arrival of the last event whose payload was searched."""
+    """With `body`, if the search is incomplete: arrival time of the last event whose payload was searched."""
     without_payload: int = 0
     """With `body`: number of those events whose payload retention or an erasure has deleted."""
     hint: str | None = None
@@ -124,7 +124,7 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     """Read a page of deliveries.
 
     Raises:
-        NotAllowed: a viewer, who sees a payload only by a recorded reveal, searches in payloads.
+        NotAllowed: a viewer searches in payloads, which viewers see only through recorded reveals.
     """
     if query.body is not None and not reading.actor.may_act:
         raise NotAllowed("only operators search in payloads; a viewer reveals one, with a reason")
@@ -163,7 +163,7 @@ SELECT wanted.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "inbox_pay
 
 
 def _with_acts(reading: Reading, rows: Sequence[Row]) -> Iterator[Row]:
-    """Yield the rows with their acts. Nothing can be sent again without its payload."""
+    """Yield the rows with their acts. A delivery without a payload can't be sent again."""
     acts = [ACTS.get(describe_state(row, reading.now), ()) if reading.actor.may_act else () for row in rows]
     wanted = {row["seq"] for row, able in zip(rows, acts, strict=True) if not _SENDING.isdisjoint(able)}
     with reading.database.read() as transaction:
@@ -176,7 +176,7 @@ _SENDING = frozenset({"replay", "retry"})
 
 
 def why_no_offer(query: DeliveriesQuery) -> str | None:
-    """Return the reason why no act can select exactly the matching deliveries; None: an act can."""
+    """Return the reason why no act can select exactly the matching deliveries; None if an act can."""
     state = query.state
     if query.sender_id is not None or query.body is not None or query.command is not None:
         return "Acts can't filter by the sender's id, the payload or a command: select rows."
@@ -226,7 +226,7 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     since: Moment | None = None
     """Only deaths at or after this time."""
     limit: Limit = 50
-    """Most groups."""
+    """Maximum number of groups."""
 
 
 class DeadPage(msgspec.Struct, frozen=True):
@@ -254,7 +254,7 @@ COLUMNS = tuple(
     str(column.name) for column in metadata.tables["rejected_request"].columns if column.name not in LEFT_OUT
 )
 IS_KEPT = "body IS NOT NULL AS is_kept"
-"""Only a request with its body can be readmitted. The viewers' database role can't read whether there is one."""
+"""Only a request with its body can be readmitted. The viewers' database role can't read whether a request has a body."""
 _IS_KEPT_SCHEMA = {
     "type": ["boolean", "null"],
     "description": "true: the whole request was kept and can be readmitted; null: hidden from viewers",
@@ -274,7 +274,7 @@ class RejectedQuery(ListQuery, frozen=True, kw_only=True):
 class RejectedPage(ListPage, frozen=True):
     """Rows of `rejected_request`, newest first, without headers and bodies."""
 
-    rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
+    rows: tuple[Annotated[Row, describe_rows("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
 
 
 def list_rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
@@ -299,7 +299,7 @@ class CommandsQuery(ListQuery, frozen=True, kw_only=True):
 class CommandsPage(ListPage, frozen=True):
     """Rows of `relay_command` without their samples, newest first."""
 
-    rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
+    rows: tuple[Annotated[Row, describe_rows("relay_command", "sample")], ...]
 
 
 def list_commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
@@ -319,15 +319,15 @@ class CommandQuery(msgspec.Struct, frozen=True):
 class CommandPage(msgspec.Struct, frozen=True):
     """One command."""
 
-    command: Annotated[Row, rows_of("relay_command")]
+    command: Annotated[Row, describe_rows("relay_command")]
     is_open: bool
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
     """The act that stops or continues the command."""
     outcome: CommandOutcome | None
-    """For a replay or retry: the present states of the deliveries that it changed."""
+    """For a replay or retry: the current states of the deliveries that it changed."""
     says: str | None
-    """The same in words: `6 delivered, 0 failed`."""
+    """The outcome in words: `6 delivered, 0 failed`."""
 
 
 def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
@@ -336,7 +336,7 @@ def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     Raises:
         NothingThere: there is no such command.
     """
-    row = row_of(reading.database.engine, "relay_command", query.id)
+    row = read_row(reading.database.engine, "relay_command", query.id)
     if row is None:
         raise NothingThere(f"there is no command {query.id}")
     is_open = row["state"] in OPEN_COMMANDS
@@ -363,7 +363,7 @@ class AlertsQuery(ListQuery, frozen=True, kw_only=True):
 class AlertsPage(ListPage, frozen=True, kw_only=True):
     """Rows of `alert` with their sentence in `text`, newest first."""
 
-    rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
+    rows: tuple[Annotated[Row, describe_rows("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
     """All firing alerts, oldest first, regardless of the filters; empty on later pages."""
 

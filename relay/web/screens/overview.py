@@ -14,18 +14,18 @@ from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult, open_installation, run
-from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, state_of
+from relay.findings import LEVELS, Finding, get_route_state, is_well, list_findings, read_stuck
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import Counts, Figures, RouteState, Span, read_figures
 from relay.web.query import Text, url
-from relay.web.reading import Reading, rows_of
+from relay.web.reading import Reading, describe_rows
 
 _MOST_COUNTED = 1000
 """Largest count of deliveries. Smaller than that of `relay status`, since an open page keeps refreshing."""
 _HEALTH_SECONDS, _DISK_SECONDS, _FIGURES_SECONDS = 15.0, 60.0, 30.0
-"""Cache times of daily sums and of sizes, which are the most expensive values and change slowly."""
+"""Cache times of health, disk sizes and figures: expensive values that change slowly."""
 
 
 class NoQuery(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class RouteLine(msgspec.Struct, frozen=True):
     destination: str | None
     """None if the configuration lacks the route."""
     arrived: Counts
-    """Events of its source in each step, including those that the route does not take."""
+    """Events of the route's source in each step, including those that the route does not take."""
     ended: Counts
     failed: Counts
 
@@ -62,7 +62,7 @@ class RouteLine(msgspec.Struct, frozen=True):
 class SourceLine(msgspec.Struct, frozen=True):
     """A source, as in the view `source_health`."""
 
-    health: Annotated[Row, rows_of("source_health")]
+    health: Annotated[Row, describe_rows("source_health")]
     arrived: Counts
 
 
@@ -80,7 +80,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
     step_seconds: int
     """Length of a step: a minute for the range of an hour, and an hour for the others."""
     arrived: Counts
-    """Events of all sources in each step. The present minute or hour is left out."""
+    """Events of all sources in each step. The current minute or hour is excluded."""
     ended: Counts
     """Deliveries that ended in each step."""
     failed: Counts
@@ -89,10 +89,10 @@ class OverviewPage(msgspec.Struct, frozen=True):
     gates: tuple[HeldGate, ...]
     more_gates: int
     sources: tuple[SourceLine, ...]
-    destinations: tuple[Annotated[Row, rows_of("destination_health")], ...]
+    destinations: tuple[Annotated[Row, describe_rows("destination_health")], ...]
     """Rows of the view `destination_health`."""
     relays: tuple[RelayState, ...]
-    retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
+    retention: tuple[Annotated[Row, describe_rows("pruning", *_NOT_SHOWN)], ...]
     """Progress for each kind of rows with a retention."""
     disk: Disk
 
@@ -108,8 +108,8 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
         seconds = 0.0 if query.range == "hour" else _FIGURES_SECONDS
         key = ("figures", role, query.range)
         figures: Figures = kept(key, seconds, lambda: read_figures(transaction, seen.at, query.range))
-        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_SOURCES))
-        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_DESTINATIONS))
+        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.fetch_rows(_SOURCES))
+        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.fetch_rows(_DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
     return OverviewPage(
         seen.at,
@@ -142,7 +142,7 @@ def make_route_line(route: RouteState, found: Sequence[Finding], figures: Figure
     ended, failed = (figures.get_counts(counts, route.route) for counts in (figures.ended, figures.failed))
     return RouteLine(
         bool(route.open or route.held_back_by or any(ended) or any(failed)),
-        state_of(route, found),
+        get_route_state(route, found),
         route,
         configured.source if configured else None,
         configured.destination if configured else None,
@@ -157,7 +157,7 @@ _DESTINATIONS = text("SELECT * FROM destination_health WHERE kind <> 'route' ORD
 
 
 class Button(msgspec.Struct, frozen=True):
-    """A button to the act that fixes a problem, or else to the screen with the details."""
+    """A button that leads to the act that fixes a problem, or otherwise to the screen with the details."""
 
     label: str
     path: str
@@ -184,7 +184,7 @@ _SCREENS = {
 """The screen for each kind of finding or alert, and the filter for its subject."""
 
 
-def button_of(finding: Finding) -> Button | None:
+def make_button(finding: Finding) -> Button | None:
     """Return the button for a finding; None if only a command can fix it."""
     if finding.kind in {"no_relay", "crash_loop"} or not finding.remedy:
         return None
@@ -199,7 +199,7 @@ def button_of(finding: Finding) -> Button | None:
 # --- gates and sweeps
 
 MOST_SHOWN = 200
-"""Maximum gates on a page, since thousands of entities may be paused."""
+"""Maximum number of gates on a page, since thousands of entities may be paused."""
 
 
 class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,7 +208,7 @@ class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["source", "route", "destination", "api", "entity"] | None = None
     """Kind of gate."""
     name: Text | None = None
-    """Part of its name, or of an entity's source, type or id; case-insensitive."""
+    """Part of the gate's name, or of an entity's source, type or id; case-insensitive."""
 
 
 class SweepLine(msgspec.Struct, frozen=True):
@@ -217,10 +217,10 @@ class SweepLine(msgspec.Struct, frozen=True):
     source: str
     entity_type: str
     every_seconds: float | None
-    """Its interval; None: it runs only on demand."""
+    """Interval of the sweep; None if it runs only on demand."""
     is_running: bool
-    watermark: Annotated[Row, rows_of("sweep_watermark")] | None
-    """Its row in `sweep_watermark`; None: it has never run."""
+    watermark: Annotated[Row, describe_rows("sweep_watermark")] | None
+    """Row of the sweep in `sweep_watermark`; None if it has never run."""
 
 
 class GatesPage(msgspec.Struct, frozen=True):
@@ -241,7 +241,7 @@ def gates(reading: Reading, query: GatesQuery) -> GatesPage:
     held = read_held_gates(database, reading.policies)
     with database.read() as transaction:
         now = transaction.now()
-        watermarks = transaction.rows_of(reads.SWEEPS)
+        watermarks = transaction.fetch_rows(reads.SWEEPS)
     matching = sorted((gate for gate in held if _matches(gate, query)), key=lambda gate: gate.kind == "entity")
     return GatesPage(
         now,

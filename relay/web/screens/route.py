@@ -52,11 +52,11 @@ class RouteSettings(msgspec.Struct, frozen=True):
     """Seconds for one call."""
     concurrency: int
     rates: dict[str, float]
-    """Most calls per second, by destination and api."""
+    """Maximum calls per second, by destination and api."""
     calls: dict[str, str]
     """Method and path of each step of a sync route."""
     mapping: dict[str, str]
-    """Expression of each field of a sync route's counterpart; JSON of a table."""
+    """Expression of each field of a sync route's counterpart; a field with a table is shown as JSON."""
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
@@ -91,22 +91,22 @@ class RoutePage(msgspec.Struct, frozen=True):
     step_seconds: int
     findings: tuple[Finding, ...]
     gates: tuple[HeldGate, ...]
-    """Gates that hold it back."""
+    """Gates that hold the route back."""
     settings: RouteSettings | None
     """None if the configuration lacks the route."""
     sweeps: tuple[SweepLine, ...]
-    """Sweeps of its source."""
+    """Sweeps of the route's source."""
     errors: tuple[FailedAttempt, ...]
-    """Its last failed attempts, among the newest 20,000 facts of all routes."""
+    """The route's last failed attempts, among the newest 20,000 facts of all routes."""
     latency: tuple[Percentiles, ...]
-    """Of its last 200 deliveries, among the same facts; empty without one."""
+    """Percentiles of the route's last 200 deliveries, among the same facts; empty without a delivery."""
 
 
 def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
     """Read a route.
 
     Raises:
-        NothingThere: neither the configuration nor the database has it.
+        NothingThere: neither the configuration nor the database has the route.
     """
     database, config, name = reading.database, reading.config, query.name
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
@@ -118,7 +118,7 @@ def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
         figures = read_figures(transaction, seen.at, query.range)
         errors = [_fail(row) for row in transaction.execute(_FAILURES, route=name, most=_NEWEST_FACTS)]
         latency = tuple(_measure(transaction.execute(_DELIVERED, route=name, most=_NEWEST_FACTS)))
-        watermarks = transaction.rows_of(reads.SWEEPS)
+        watermarks = transaction.fetch_rows(reads.SWEEPS)
     configured = config.routes.get(name)
     return RoutePage(
         at=seen.at,
@@ -150,7 +150,7 @@ def describe_settings(route: Route, config: Config) -> RouteSettings:
     limited = [each for each in (destination, api) if each is not None and each.rate is not None]
     return RouteSettings(
         kind=str(destination.__struct_config__.tag),
-        ordering=config.ordering_of(route),
+        ordering=config.get_ordering(route),
         lane=route.lane,
         on_dead=route.on_dead,
         when={name: tuple(map(str, values)) for name, values in msgspec.structs.asdict(route.when).items() if values},
@@ -176,7 +176,7 @@ def _describe_rule(rule: str | msgspec.Struct) -> str:
 
 
 def _detail(row: Any) -> dict[str, Any]:  # noqa: ANN401  # a row
-    """Return the detail of a fact; empty if an edit by hand has broken it."""
+    """Return the detail of a fact; empty if a manual edit has broken it."""
     detail = as_json(row.detail)
     return detail if isinstance(detail, dict) else {}
 
@@ -196,7 +196,7 @@ def _fail(row: Any) -> FailedAttempt:  # noqa: ANN401  # a row
 
 
 def _measure(rows: Sequence[Any]) -> Iterator[Percentiles]:
-    """Yield how long the calls of the last attempt took, and how long all took from the arrival."""
+    """Yield the durations of the successful attempts' calls, and the times from arrival until delivery."""
     calls, whole = list[float](), list[float]()
     for row in rows:
         made = _detail(row).get("calls")
@@ -210,7 +210,7 @@ def _measure(rows: Sequence[Any]) -> Iterator[Percentiles]:
 
 
 _FAILURES = Statement(f"""
-SELECT l.seq, l.at, l.kind, l.attempt, l.detail, {sql.status_of("l")} AS status FROM (
+SELECT l.seq, l.at, l.kind, l.attempt, l.detail, {sql.extract_status("l")} AS status FROM (
     SELECT * FROM delivery_log ORDER BY id DESC LIMIT :most) l
 WHERE l.route = :route AND l.kind IN ('attempt_failed', 'abandoned', 'dead') ORDER BY l.id DESC LIMIT 10
 """)

@@ -128,7 +128,7 @@ class Stage:
             "renews": lambda: make.renew(relay, held[-1:] if how == "the first" else held),
             "gives back": lambda: make.give_back(relay, held),
             "records": lambda: make.record(relay, held),
-            "reaps": lambda: make.reap(relay),
+            "rescues": lambda: make.rescue(relay),
         }
         return (made.get(f"{does} {how}") or made[does])()
 
@@ -347,10 +347,10 @@ def arrivals(stage: Stage) -> None:
 
 
 @_scene(
-    (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
+    (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 rescues"),
     triples=(
         (_SUCCESS, "r2 sequences", "r2 claims"),
-        (_SUCCESS, "r1 renews", "r2 reaps"),
+        (_SUCCESS, "r1 renews", "r2 rescues"),
         ("r1 gives back", "r2 sequences", "r2 claims"),
     ),
 )
@@ -406,11 +406,11 @@ def a_newer_one_takes_over(stage: Stage) -> None:
 
 
 @_scene(
-    (_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
+    (_SUCCESS, "r1 renews", "r1 gives back", "r2 rescues", "r2 claims", "r3 sequences"),
     triples=(
-        (_SUCCESS, "r2 reaps", "r2 claims"),
-        (_SUCCESS, "r2 reaps", "r3 sequences"),
-        ("r1 renews", "r2 reaps", "r3 sequences"),
+        (_SUCCESS, "r2 rescues", "r2 claims"),
+        (_SUCCESS, "r2 rescues", "r3 sequences"),
+        ("r1 renews", "r2 rescues", "r3 sequences"),
     ),
 )
 def a_lease_that_ran_out(stage: Stage) -> None:
@@ -426,7 +426,7 @@ def a_lease_that_ran_out(stage: Stage) -> None:
 def a_lease_taken_over(stage: Stage) -> None:
     """Prepare an expired lease whose delivery another relay has claimed."""
     a_lease_that_ran_out(stage)
-    stage.do("r2 reaps", "r2 claims")
+    stage.do("r2 rescues", "r2 claims")
 
 
 @_scene(
@@ -464,15 +464,15 @@ def two_routes_at_once(stage: Stage) -> None:
 
 
 @_scene(
-    ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
+    ("r3 records its success", "r3 renews", "r4 rescues", "r4 claims", "r5 claims suspects"),
 )
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """Prepare a delivery whose relay died each time, which becomes dead."""
     _claim_first(stage, "strict", 1, 2)
     stage.lapse()
-    stage.do("r2 reaps", "r2 claims")
+    stage.do("r2 rescues", "r2 claims")
     stage.lapse()
-    stage.do("r3 reaps", "r3 claims suspects")
+    stage.do("r3 rescues", "r3 claims suspects")
     stage.lapse()
 
 
@@ -485,9 +485,9 @@ def suspects(stage: Stage) -> None:
     stage.arrive(an_event(1, "u1", routes=["latest"]), an_event(2, "u2", routes=["latest"]))
     stage.do("r1 sequences", "r1 claims two")
     stage.lapse()
-    stage.do("r2 reaps", "r2 claims two")
+    stage.do("r2 rescues", "r2 claims two")
     stage.lapse()
-    stage.do("r3 reaps")
+    stage.do("r3 rescues")
     stage.arrive(an_event(3, "u1", routes=["latest"]))
 
 

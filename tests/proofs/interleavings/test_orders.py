@@ -156,7 +156,10 @@ OF_BOTH: dict[str, Safeguard] = {
         "a later one was claimed first",
     ),
     "taking back a lease that was renewed meanwhile is seen": Safeguard(
-        scenes.a_lease_that_ran_out, "r1 renews, r2 reaps", (replace(leases, "_is_over", lambda *_: True),), LEASE_LOST
+        scenes.a_lease_that_ran_out,
+        "r1 renews, r2 rescues",
+        (replace(leases, "_is_over", lambda *_: True),),
+        LEASE_LOST,
     ),
     "a rebuild that looks again by the events of before removes what has arrived since": Safeguard(
         scenes.a_row_of_no_event, REBUILD_AND_RECEIVE, BLIND_TO_ARRIVALS, "a delivery is lost"

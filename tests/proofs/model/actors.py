@@ -24,7 +24,7 @@ from relay.delivery.policy import Policies
 from relay.operations.asks import Selection
 from relay.store import claim, duplicates, gates, leases, nodes, record, sequence
 from relay.store.audit import Checked, Difference, verify
-from relay.store.deliveries import Claimed, claim_of
+from relay.store.deliveries import LeaseKey, lease_key_of
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act
 from relay.store.rebuild import rebuild
@@ -148,20 +148,20 @@ class Relay:
         self.paused = False
         self.gates = Gates()
         """Gates as last read."""
-        self.held: dict[Claimed, Held] = {}
+        self.held: dict[LeaseKey, Held] = {}
         self.recorded: list[Held] = []
         """Deliveries last handed in and known to be recorded or refused."""
 
     def was_granted(self, delivery: Delivery, asked_at: datetime) -> None:
-        self.held[claim_of(delivery)] = Held(delivery, asked_at + TRUSTED)
+        self.held[lease_key_of(delivery)] = Held(delivery, asked_at + TRUSTED)
 
-    def was_renewed(self, claimed: Claimed, asked_at: datetime) -> None:
+    def was_renewed(self, claimed: LeaseKey, asked_at: datetime) -> None:
         if claimed in self.held:
             self.held[claimed].trusted_until = asked_at + TRUSTED
 
     def forget(self, recorded: Iterable[Held]) -> None:
         for held in recorded:
-            self.held.pop(claim_of(held.delivery), None)
+            self.held.pop(lease_key_of(held.delivery), None)
 
     def list_untouched(self) -> list[Held]:
         """Return the deliveries without a call; a call may begin while the lease is trusted."""
@@ -194,7 +194,7 @@ class Doing:
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asked_to_claim: bool = False
-    reaped: list[tuple[int, str, AnyFact]] = field(default_factory=list)
+    rescued: list[tuple[int, str, AnyFact]] = field(default_factory=list)
     """Facts of expired leases taken back."""
     judged: int = 0
     """Count of judgements of duplicates."""
@@ -311,7 +311,7 @@ class Snapshot:
         for entry in successes:
             lane, order, fact = self.ledger.lanes[entry.key], self.ledger.order(entry.key), entry.fact
             assert isinstance(fact, facts.DeliveredFact)
-            newest = max(order, lasts[lane].key) if lane in lasts else order
+            newest = max(order, lasts[lane].position) if lane in lasts else order
             if newest == order or fact.fetch_began_at is not None:
                 lasts[lane] = LastDelivered(*newest, fact.fetch_began_at, fact.last_modified)
         return lasts
@@ -409,9 +409,9 @@ class Operations:
         return Operation(name, send, learn)
 
     def renew(self, relay: Relay, held: Sequence[Held], *, answered: bool = True) -> Operation:
-        asked_at, keys = self._world.clock.now, [claim_of(each.delivery) for each in held]
+        asked_at, keys = self._world.clock.now, [lease_key_of(each.delivery) for each in held]
 
-        def learn(renewed: set[Claimed]) -> None:
+        def learn(renewed: set[LeaseKey]) -> None:
             for claimed in renewed if answered else ():
                 relay.was_renewed(claimed, asked_at)
 
@@ -419,7 +419,7 @@ class Operations:
 
     def give_back(self, relay: Relay, held: Sequence[Held]) -> Operation:
         """Give back claims, which the relay forgets in any case."""
-        keys = [claim_of(each.delivery) for each in held]
+        keys = [lease_key_of(each.delivery) for each in held]
         return Operation(
             "give_back", lambda: leases.give_back(self._work(relay.node), keys)[1], lambda _: relay.forget(held)
         )
@@ -445,11 +445,11 @@ class Operations:
             "look_at_gates", lambda: gates.read_gates(self._work()), lambda seen: setattr(relay, "gates", seen)
         )
 
-    def reap(self, relay: Relay) -> Operation:
-        def learn(reaped: list[tuple[int, str, AnyFact]]) -> None:
-            self.doing.reaped += reaped
+    def rescue(self, relay: Relay) -> Operation:
+        def learn(rescued: list[tuple[int, str, AnyFact]]) -> None:
+            self.doing.rescued += rescued
 
-        return Operation("reap", lambda: leases.rescue_expired(self._work(relay.node)), learn)
+        return Operation("rescue", lambda: leases.rescue_expired(self._work(relay.node)), learn)
 
     def judge(self, relay: Relay) -> Operation:
         def learn(_: object) -> None:

@@ -203,7 +203,7 @@ def find_a_result_of_no_attempt(snapshot: Snapshot) -> Iterator[object]:
     """Require that every logged result is of an attempt of this relay, and agrees with the results returned to relays."""
     written = Counter(entry.key for entry in snapshot.new if isinstance(entry.fact, _WORK))
     told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
-    told.update((seq, route) for seq, route, _ in snapshot.doing.reaped)
+    told.update((seq, route) for seq, route, _ in snapshot.doing.rescued)
     if told != written:
         yield told, written
     for entry in snapshot.new:

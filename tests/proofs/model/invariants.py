@@ -79,6 +79,6 @@ def _name(snapshot: Snapshot, entry: Entry) -> str:
             return f"failed: {error_class}"
         case facts.Replayed() | facts.Cancelled():
             before = snapshot.before[entry.key].state if entry.key in snapshot.before else State.ENDED
-            return f"{facts.kind_of(entry.fact)}: {before}"
+            return f"{facts.get_kind(entry.fact)}: {before}"
         case fact:
-            return facts.kind_of(fact)
+            return facts.get_kind(fact)

@@ -64,7 +64,7 @@ def finish(stage: Stage) -> None:
 def _go_round(stage: Stage, relay: Relay) -> bool:
     """Run a round of a relay, and of an operator for blocked lanes; return whether anything was done."""
     stage.advance(_LONG_ENOUGH)
-    for kind in ("reap", "judge", "sequence all"):
+    for kind in ("rescue", "judge", "sequence all"):
         stage.let(relay, kind)
     stage.everything_holds()
     stage.perform(stage.make.claim(relay, ROUTES, 500))
@@ -162,9 +162,9 @@ def _stands_for(stage: Stage, newer: Key, key: Key) -> bool:
 # --- A state machine of relays, a receiver and a downstream service, on the real store functions
 
 
-MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry"])
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "rescue", "replay", "judge", "cancel", "unblock", "retry"])
 MAKING_NONE = ["probe", "give_back", "renew", "verify", "rebuild"]
-OVERLAPPING = st.sampled_from(["sequence all", "claim", "record", "reap", "replay", "cancel", "retry", *MAKING_NONE])
+OVERLAPPING = st.sampled_from(["sequence all", "claim", "record", "rescue", "replay", "cancel", "retry", *MAKING_NONE])
 ENDS = st.sampled_from([*SUCCESSES, *FAILURES, HOPELESS])
 OVERLAP: dict[str, Any] = {
     "which": WHICH,
@@ -256,15 +256,15 @@ class Machine(Calling, Commanding):
         self.let(one_of(self.with_("give_back"), which), "give_back", some)
 
     @step(lambda self: self.active() and self.any_open(State.IN_FLIGHT), which=WHICH)
-    def reap(self, which: int) -> None:
-        self.let(one_of(self.active(), which), "reap")
+    def rescue(self, which: int) -> None:
+        self.let(one_of(self.active(), which), "rescue")
 
     @step(lambda self: self.active() and self.any_open(State.IN_FLIGHT), trouble=True, which=WHICH, number=WHICH)
     def take_over(self, which: int, number: int) -> None:
         """Let one relay take over the work of others after their leases expired."""
         self.advance(LAPSE)
         relay = one_of(self.active(), which)
-        self.let(relay, "reap")
+        self.let(relay, "rescue")
         self.everything_holds()
         self.let(relay, "claim", number)
 
@@ -312,7 +312,7 @@ class Machine(Calling, Commanding):
             self.let(relay, "claim", which)
         if kinds.count("record") > len(self.with_("record")) and self.list_calls():
             self.answer(which, outcome)
-        if "reap" in kinds:
+        if "rescue" in kinds:
             self.advance(LAPSE)
         if "sequence all" in kinds and len(self.sent) < MOST:
             self.arrive(arrivals)

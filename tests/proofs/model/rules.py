@@ -11,7 +11,7 @@ from hypothesis.stateful import initialize
 
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from relay.delivery.gates import Gate, GateKey, entity_of
+from relay.delivery.gates import Gate, GateKey, parse_entity_key
 from relay.delivery.lifecycle import State
 from relay.operations.asks import Selection
 from tests.helpers.storing import an_event
@@ -258,7 +258,7 @@ class Commanding(Stage):
         seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
         self.perform(self.make.command("unblock", Selection(seq=seq, route=route)))
 
-    @step(lambda self: self.due_later(), trouble=True, which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
+    @step(lambda self: self.due_later(), which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
     def retry(self, which: int, by: str) -> None:
         """Make one delivery, a route or a destination due at once."""
         seq, route = one_of(self.due_later(), which)
@@ -295,7 +295,7 @@ class Commanding(Stage):
 def gate_of(key: GateKey) -> Gate:
     """Return the gate of a row, as operators name it."""
     kind, name = key
-    if kind == "entity" and (entity := entity_of(name)):
+    if kind == "entity" and (entity := parse_entity_key(name)):
         source, entity_type, entity_id = entity
         return Gate(source=source, entity_type=entity_type, entity_id=entity_id)
     return Gate(**{kind: name})

@@ -249,7 +249,7 @@ class Stage(RuleBasedStateMachine):
             "sequence all": lambda: make.sequence(relay),
             "sequence by the old": lambda: make.sequence_by_the_old(relay),
             "claim": lambda: make.claim(relay, beginning_at(ROUTES, number), 1 + number % 4, answered=answered),
-            "reap": lambda: make.reap(relay),
+            "rescue": lambda: make.rescue(relay),
             "record": lambda: make.record(relay, some_of(relay.list_finished(), number), answered=answered),
             "give_back": lambda: make.give_back(relay, some_of(relay.list_untouched(), number)),
             "renew": lambda: make.renew(relay, some_of(list(relay.held.values()), number), answered=answered),

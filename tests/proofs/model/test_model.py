@@ -119,11 +119,11 @@ def finds(world: World, *kinds: str, soon: str = SOON) -> None:
 
 
 def hopes(last: LastDelivered, key: tuple[datetime, int], _skew: timedelta) -> bool:
-    return key < last.key if last.fetch_began_at is None else last.fetch_began_at >= key[0]
+    return key < last.position if last.fetch_began_at is None else last.fetch_began_at >= key[0]
 
 
 def believes_every_clock(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> bool:
-    return key < last.key if last.fetch_began_at is None else covers(last, key, skew)
+    return key < last.position if last.fetch_began_at is None else covers(last, key, skew)
 
 
 def settle_and_forget_the_rest(
@@ -149,7 +149,7 @@ NO_STAND_IN = ("superseded without a stand in",)
 STILL_DEAD = ("dead though a later one succeeded",)
 NO_HEAD = ("a lane without its one head",)
 STUCK = (*NO_HEAD, "an operation failed", "the facts say something else")
-careless_reap = (
+careless_rescue = (
     change(leases, "_EXPIRED", ("o.lease_until <", "'2000-01-01 00:00:00Z' <")),
     replace(leases, "_is_over", lambda *_: True),
 )
@@ -159,10 +159,11 @@ CONTROLS = {
     "giving back without the attempt": Control(
         (change(leases, "_GIVE_BACK", ("attempt = open_delivery.attempt - 1, ", "")),),
         ("the facts say something else", "verify finds a difference"),
+        soon="2",
     ),
-    "reaping without waiting for the lease": Control(careless_reap, ("a trusted lease is not in force",)),
+    "rescuing without waiting for the lease": Control(careless_rescue, ("a trusted lease is not in force",)),
     "coverage without skew and resolution": Control((replace(sequence, "covers", hopes),), NO_STAND_IN),
-    "no healing": Control((replace(record, "heal", lambda *_: []),), STILL_DEAD),
+    "no healing": Control((replace(record, "supersede_older_dead", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control((replace(changes, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a lane that is not settled after a result": Control((replace(record, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
@@ -172,17 +173,17 @@ CONTROLS = {
         (replace(claim, "store_breakers", lambda *_: None),), ("two try one breaker",)
     ),
     "coverage without a fetch that takes every clock for right": Control(
-        (replace(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="2"
+        (replace(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="5"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
         (change(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="7"
     ),
     "a success in the lane taken as proof for a repeat": Control(
-        (replace(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
+        (replace(duplicates, "covers", lambda last, key, _skew: last.position >= key),),
         ("a repeat is judged wrongly", "rearmed without need", "it ended wrongly"),
         soon="3",
     ),
-    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="14"),
+    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="7"),
     "the newest before what is still to be folded": Control(
         (replace(sequence, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),

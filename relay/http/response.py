@@ -26,19 +26,19 @@ BY_STATUS: dict[int, ErrorClass] = {
 }
 FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
 _LONGEST_ERROR = 300
-"""Most characters of an error's text from a response; the excerpt has more."""
+"""Maximum characters of an error's text from a response; the excerpt has more."""
 _LONGEST_DATE = 100
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
 """Classes of responses for a resource that does not exist."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class CallResult(msgspec.Struct, frozen=True):
     """The result of a call: its log entry, and the parts of the response that the next step needs."""
 
     call: Call
     body: bytes = b""
-    """At most 64 KiB plus a byte."""
+    """At most 64 KiB and one byte."""
     whole: bool = True
     """True if `body` is complete."""
     error_class: ErrorClass | None = None
@@ -46,13 +46,13 @@ class Answer(msgspec.Struct, frozen=True):
     retry_after: float | None = None
     etag: str | None = None
     link: str | None = None
-    """Its `Link` headers, joined by commas."""
+    """The response's `Link` headers, joined by commas."""
     redactor: Redactor | None = None
-    """Masks the endpoint's secrets in both bodies."""
+    """Masks the endpoint's secrets in the bodies of request and response."""
     request: bytes = b""
-    """The beginning of the body that was sent, or may have been."""
+    """The beginning of the body that was or may have been sent."""
 
-    def reporting(self, error_class: ErrorClass, text: str) -> Answer:
+    def reporting(self, error_class: ErrorClass, text: str) -> CallResult:
         """Return this success as a failure, because its body reports an error with this text."""
         if self.redactor is None:
             return msgspec.structs.replace(self, error_class=error_class)
@@ -77,7 +77,7 @@ def _phrase(status: int | None) -> str:
         return ""
 
 
-def class_of_status(status: int) -> ErrorClass | None:
+def classify_status(status: int) -> ErrorClass | None:
     """Return the error class of a final status; None for a success."""
     if 200 <= status < 300:  # noqa: PLR2004  # RFC 9110 §15.3
         return None
@@ -87,7 +87,7 @@ def class_of_status(status: int) -> ErrorClass | None:
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
     """Return the seconds from `now`; None if the value is malformed or past.
 
-    The value is a number of seconds, with a fraction in Svix's case, or an HTTP-date.
+    The value is a number of seconds, with a fraction in responses from Svix, or an HTTP-date.
     """
     if value is None:
         return None
@@ -116,20 +116,20 @@ def parse_http_date(value: str | None) -> datetime | None:
 
 EXCERPT_BYTES, REQUEST_BYTES = 4096, 1024
 SEARCHED = 64 * 1024
-"""Bytes of a request that are searched for secrets, which may begin in its excerpt: of a whole body it may take a second."""
+"""Bytes of a request that are searched for secrets. Searching a whole body may take a second."""
 _SHORTEST_SECRET = 4
-"""Shortest masked secret: a shorter one would match everywhere, and masking it would hide nothing."""
+"""Length of the shortest masked secret. A shorter one would match everywhere, so masking it would hide nothing."""
 _LOOKED_FOR = 64
-"""Characters searched of a secret issued by another system: a search for 2,000, in all spellings, blocked all threads for 3 s."""
+"""Characters searched of a secret issued by another system. A search for 2,000, in all spellings, blocked all threads for 3 s."""
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Postgres can't store a NUL; the others control a terminal. The last two ranges change the text direction."""
 _SENSITIVE = re.compile(
     r"""((?:token|passwd|password|pwd|secret|authorization|api[_-]?key|cookie|credential|signature)[\w-]{0,40}
         [\\"']{0,4}\s{0,8}[:=]\s{0,8})
         (?: "(?:[^"\\]|\\.)*"?                          # a JSON string, possibly truncated
-          | \\"[^"]*"?                                  # one inside another
-          | [\[{][^\]}]*[\]}]?                          # a list or an object of them
-          | (?:(?:bearer|basic)\s+)?[^\s,;&"'<>}\]]+    # a form's, a header's
+          | \\"[^"]*"?                                  # a JSON string inside another
+          | [\[{][^\]}]*[\]}]?                          # a list or an object of strings
+          | (?:(?:bearer|basic)\s+)?[^\s,;&"'<>}\]]+    # a value of a form or a header
         )""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -218,10 +218,10 @@ _ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",), "\t": ("t",)}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
 
-# --- Rate limits in a response's headers, by which the endpoint asks for a pause. Pure.
+# --- Rate limits in a response's headers: the endpoint asks for a pause. Pure.
 #
 # `X-RateLimit-Reset` is a time in seconds since 1970 (GitHub) or a number of seconds from now (others); `X-Rate-Limit-Reset`
-# is Okta's. A downstream may send anything there: values that are not numbers are ignored.
+# is Okta's. An endpoint may send anything there: values that are not numbers are ignored.
 
 
 LONGEST_SECONDS = 86400.0
@@ -239,7 +239,7 @@ def read_rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> Ra
     """Return the pause that the endpoint asks for; None without one.
 
     `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else. A 503 may
-    concern a single entity: it delays that delivery, and the breaker judges the endpoint.
+    concern a single entity, so it delays only that delivery, and the breaker judges the endpoint.
     """
     asked = [(0.0, "")]
     is_success = status // 100 == 2 and status != HTTPStatus.ACCEPTED  # noqa: PLR2004  # in a 202, it is the time to poll for the result
@@ -247,7 +247,7 @@ def read_rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> Ra
         asked.append((parse_retry_after(headers.get("Retry-After"), now) or 0.0, "Retry-After"))
     name = next((name for name in _REMAINING if _number(headers.get(name)) == 0), None)
     if name is not None:
-        # The response's time by the same clock as the reset.
+        # The time of the response, by the same clock as the reset.
         at = parse_http_date(headers.get("Date")) or now
         resets = (_seconds_until(_number(headers.get(reset)), at) for reset in _RESETS)
         asked.append((next((each for each in resets if each is not None), 0.0), f"{name} is 0"))
