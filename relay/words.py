@@ -105,6 +105,7 @@ _FACTS = {
     "cancelled": ("cancelled{person}", _QUIET),
     "took_over": ("continues the attempts of event {of}, which it superseded", ""),
     "rescheduled": ("rescheduled{person}: due {due_at}", ""),
+    "replayed": ("replayed{edited}{person}", ""),
     "rearmed": ("to be delivered again: a duplicate request may report a change that was not delivered yet", ""),
     "corrected": ("corrected{person}", ""),
     "erased": ("the entity was erased{person}", _QUIET),
@@ -268,9 +269,15 @@ def put_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
         "did": words["did"].replace("_", " "),
         "person": f"{by}: {words['why']}" if "why" in detail else by,
         "blocks": ", and blocks its lane" if detail.get("blocks_lane") else "",
+        "edited": "" if "edited_body" not in detail else f" with an edited body{_list_changed(detail)}",
         "given_back": "" if detail.get("counted", True) else " (not counted)",
     }
     return sentence.format_map(words), style
+
+
+def _list_changed(detail: Row) -> str:
+    changed = detail.get("changed")
+    return f" ({visible(', '.join(map(str, changed)))})" if isinstance(changed, list) and changed else ""
 
 
 def list_holds(event: Row, route: str, config: Config, now: datetime) -> Iterator[Hold]:

@@ -29,7 +29,8 @@ PSEUDONYM = f"{ERASED}:"
 
 KEPT = (
     "attempt", "because", "blocks_lane", "by", "cause", "command", "counted", "crashes", "did", "due_at", "duplicate",
-    "error_class", "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
+    "edited_body", "error_class",
+    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
 )  # fmt: skip
 """Keys of `delivery_log.detail` that stay, as they explain the delivery's history. `who` is an operator."""
 EMPTIED = ("error", "why")
@@ -202,6 +203,8 @@ _LAST = (
 UPDATE duplicate_request SET body = NULL, error = NULL
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN (SELECT i.seq FROM inbox i WHERE {_OF_ERASED})
 """),
+    # edited meanwhile: a trigger deletes the others with their payloads
+    text(f"DELETE FROM edited_body WHERE seq IN (SELECT i.seq FROM inbox i WHERE {_OF_ERASED})"),
     # the lane stays if an entity of another source shares its name
     text(f"""
 DELETE FROM lane WHERE {_OF_LANE}

@@ -138,6 +138,8 @@ BEGIN
             INTO survivors USING lo, hi;  -- what came into the default leaf since its range was read has not expired
         EXECUTE 'TRUNCATE ONLY ' || quote_ident(leaf);
         INSERT INTO inbox_payload SELECT s.* FROM unnest(survivors) s;
+        DELETE FROM edited_body e
+        WHERE e.seq >= lo AND e.seq < hi AND NOT EXISTS (SELECT FROM unnest(survivors) s WHERE s.seq = e.seq);
     EXCEPTION WHEN lock_not_available THEN
         rows := 0;
         result := 'locked';

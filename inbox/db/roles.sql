@@ -30,7 +30,7 @@ GRANT SELECT ON
     relay_command, relay_node, route_failure, route_lock, sweep_watermark, throughput_minute, write_probe,
     backlog, dead_letter, delivery, destination_health, entity_timeline, route_gate, source_health, stuck
 TO inbox_relay, inbox_web, inbox_operator, inbox_reader, inbox_reader_without_payloads;
-GRANT SELECT ON duplicate_request, event, inbox_payload, rejected_request TO inbox_relay, inbox_web, inbox_operator, inbox_reader;
+GRANT SELECT ON duplicate_request, edited_body, event, inbox_payload, rejected_request TO inbox_relay, inbox_web, inbox_operator, inbox_reader;
 GRANT EXECUTE ON FUNCTION inbox_body_text TO inbox_relay, inbox_web, inbox_operator, inbox_reader, inbox_reader_without_payloads;
 DO $$
 DECLARE
@@ -65,12 +65,12 @@ GRANT INSERT, UPDATE, DELETE ON
     alert, delivery_log, duplicate_request, gate, inbox, lane, open_delivery, pruning, rejected_request, relay_command, relay_node,
     route_failure, sweep_watermark, throughput_minute
 TO inbox_relay;
-GRANT INSERT, DELETE ON inbox_payload TO inbox_relay;
+GRANT INSERT, DELETE ON edited_body, inbox_payload TO inbox_relay;
 GRANT INSERT, UPDATE (reason), DELETE ON payload_reveal TO inbox_relay;
 GRANT INSERT, UPDATE ON route_lock TO inbox_relay;
 GRANT UPDATE ON order_lock, payload_lock, pruner, write_probe TO inbox_relay;
 GRANT USAGE, SELECT ON SEQUENCE
-    alert_id_seq, delivery_log_id_seq, duplicate_request_id_seq, inbox_seq_seq, payload_reveal_id_seq, rejected_request_id_seq,
+    alert_id_seq, delivery_log_id_seq, duplicate_request_id_seq, edited_body_id_seq, inbox_seq_seq, payload_reveal_id_seq, rejected_request_id_seq,
     relay_command_id_seq
 TO inbox_relay;
 GRANT EXECUTE ON FUNCTION inbox_payload_add_leaf, inbox_payload_expire_leaf, inbox_payload_retire_leaf TO inbox_relay;
@@ -79,11 +79,12 @@ GRANT EXECUTE ON FUNCTION inbox_payload_add_leaf, inbox_payload_expire_leaf, inb
 GRANT INSERT (kind, selection, reason, asked_by, asked_at, dry_run, matched), UPDATE (state, finished_at, answer)
     ON relay_command TO inbox_web;
 GRANT INSERT (at, seq, who, reason) ON payload_reveal TO inbox_web;
-GRANT USAGE ON SEQUENCE payload_reveal_id_seq, relay_command_id_seq TO inbox_web;
+GRANT INSERT (seq, body) ON edited_body TO inbox_web, inbox_operator;
+GRANT USAGE ON SEQUENCE edited_body_id_seq, payload_reveal_id_seq, relay_command_id_seq TO inbox_web;
 
 -- People ask for commands in SQL with the name of their login, and set the state `cancelled` to stop one.
 GRANT INSERT (kind, selection, reason, dry_run), UPDATE (state) ON relay_command TO inbox_operator;
-GRANT USAGE ON SEQUENCE relay_command_id_seq TO inbox_operator;
+GRANT USAGE ON SEQUENCE edited_body_id_seq, relay_command_id_seq TO inbox_operator;
 
 -- Timeouts of each role and its logins, and of the owner of the tables. Both programs set their own as well, which count first.
 DO $$

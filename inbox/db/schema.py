@@ -121,6 +121,21 @@ inbox_payload = Table(
     postgresql_partition_by="RANGE (seq)",
 )
 
+edited_body = Table(
+    "edited_body",
+    metadata,
+    number(
+        "id", "number of the edited body, as in the selection of its replay and in the detail of its fact `replayed`"
+    ),
+    not_null("seq", BigInteger, "the event: inbox.seq"),
+    not_null(
+        "body", LargeBinary, "body that an operator wrote; a replay that names it delivers it in place of the event's"
+    ),
+    Index("ix_edited_body_seq", "seq"),
+    comment="Edited bodies, append-only. The body of the event stays as it is, and both are deleted together.",
+    sqlite_autoincrement=True,
+)
+
 duplicate_request = Table(
     "duplicate_request",
     metadata,

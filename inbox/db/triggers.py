@@ -19,6 +19,8 @@ from inbox.events.states import OPEN_COMMANDS, RETENTION_FLOOR_DAYS
 
 _INBOX = "inbox is append-only: only events older than {days} days with nothing open can be deleted"
 _PAYLOAD = "inbox_payload is append-only: only payloads of events with nothing open can be deleted"
+_EDITED = "edited_body is append-only: a row goes with the payload of its event"
+_UNKNOWN = "edited_body: the event has no payload that could be edited"
 _ERASED = "inbox is append-only: only an erasure changes an event, and only to a pseudonym without texts of the person"
 _EMPTIED = (
     "delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of"
@@ -77,10 +79,27 @@ _POSTGRES = (
         f"""
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+            DELETE FROM edited_body e WHERE e.seq = OLD.seq;
             RETURN OLD;
         END IF;
     END IF;
     {_raise(_PAYLOAD)}""",
+    ),
+    *_guard(
+        "edited_body_is_append_only",
+        "BEFORE INSERT OR UPDATE OR DELETE ON edited_body",
+        f"""
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+            RETURN OLD;
+        END IF;
+    ELSIF TG_OP = 'INSERT' THEN
+        IF EXISTS (SELECT FROM inbox_payload p WHERE p.seq = NEW.seq) THEN
+            RETURN NEW;
+        END IF;
+        {_raise(_UNKNOWN)}
+    END IF;
+    {_raise(_EDITED)}""",
     ),
     *_guard(
         "delivery_log_deletes_old_attempts_only",
@@ -124,7 +143,7 @@ _POSTGRES = (
     ),
     *(
         statement
-        for table in ("inbox", "inbox_payload", "delivery_log")
+        for table in ("inbox", "inbox_payload", "edited_body", "delivery_log")
         for statement in _guard(
             f"{table}_is_not_truncated",
             f"BEFORE TRUNCATE ON {table}",
@@ -169,6 +188,15 @@ BEGIN
     DELETE FROM inbox_payload WHERE seq = OLD.seq;
 END
 """,
+    """
+CREATE TRIGGER inbox_payload_deletes_edited AFTER DELETE ON inbox_payload
+BEGIN
+    DELETE FROM edited_body WHERE seq = OLD.seq;
+END
+""",
+    _refuses("edited_body", "INSERT", _UNKNOWN, "NOT EXISTS (SELECT 1 FROM inbox_payload p WHERE p.seq = NEW.seq)"),
+    _refuses("edited_body", "UPDATE", _EDITED),
+    _refuses("edited_body", "DELETE", _EDITED, _IS_OPEN),
     _refuses("inbox_payload", "UPDATE", _PAYLOAD),
     _refuses("inbox_payload", "DELETE", _PAYLOAD, _IS_OPEN),
     _refuses("delivery_log", "UPDATE", _EMPTIED, f"NOT ({_IS_EMPTIED})"),

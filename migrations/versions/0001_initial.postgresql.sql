@@ -83,6 +83,23 @@ COMMENT ON COLUMN inbox_payload.headers IS 'allow-listed request headers';
 
 COMMENT ON COLUMN inbox_payload.body IS 'body of the request, byte for byte';
 
+CREATE TABLE edited_body (
+    id BIGSERIAL NOT NULL,
+    seq BIGINT NOT NULL,
+    body BYTEA NOT NULL,
+    CONSTRAINT pk_edited_body PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_edited_body_seq ON edited_body (seq);
+
+COMMENT ON TABLE edited_body IS 'Edited bodies, append-only. The body of the event stays as it is, and both are deleted together.';
+
+COMMENT ON COLUMN edited_body.id IS 'number of the edited body, as in the selection of its replay and in the detail of its fact `replayed`';
+
+COMMENT ON COLUMN edited_body.seq IS 'the event: inbox.seq';
+
+COMMENT ON COLUMN edited_body.body IS 'body that an operator wrote; a replay that names it delivers it in place of the event''s';
+
 CREATE TABLE duplicate_request (
     id BIGSERIAL NOT NULL,
     seq BIGINT NOT NULL,
@@ -1354,6 +1371,7 @@ BEGIN
 
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+            DELETE FROM edited_body e WHERE e.seq = OLD.seq;
             RETURN OLD;
         END IF;
     END IF;
@@ -1361,6 +1379,25 @@ BEGIN
 END $$;
 
 CREATE TRIGGER inbox_payload_is_append_only BEFORE UPDATE OR DELETE ON inbox_payload FOR EACH ROW EXECUTE FUNCTION inbox_payload_is_append_only();
+
+CREATE FUNCTION edited_body_is_append_only() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+            RETURN OLD;
+        END IF;
+    ELSIF TG_OP = 'INSERT' THEN
+        IF EXISTS (SELECT FROM inbox_payload p WHERE p.seq = NEW.seq) THEN
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'edited_body: the event has no payload that could be edited' USING ERRCODE = 'restrict_violation';
+    END IF;
+    RAISE EXCEPTION 'edited_body is append-only: a row goes with the payload of its event' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER edited_body_is_append_only BEFORE INSERT OR UPDATE OR DELETE ON edited_body FOR EACH ROW EXECUTE FUNCTION edited_body_is_append_only();
 
 CREATE FUNCTION delivery_log_deletes_old_attempts_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
@@ -1402,7 +1439,7 @@ BEGIN
 
     IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail' AND (
        EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = OLD.detail - 'calls'
+       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'edited_body', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = OLD.detail - 'calls'
        AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
         RETURN NEW;
     END IF;
@@ -1426,6 +1463,14 @@ BEGIN
 END $$;
 
 CREATE TRIGGER inbox_payload_is_not_truncated BEFORE TRUNCATE ON inbox_payload FOR EACH STATEMENT EXECUTE FUNCTION inbox_payload_is_not_truncated();
+
+CREATE FUNCTION edited_body_is_not_truncated() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION 'edited_body is append-only: it can''t be truncated' USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER edited_body_is_not_truncated BEFORE TRUNCATE ON edited_body FOR EACH STATEMENT EXECUTE FUNCTION edited_body_is_not_truncated();
 
 CREATE FUNCTION delivery_log_is_not_truncated() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
@@ -1550,6 +1595,8 @@ WHERE h.inhparent = CAST('inbox_payload' AS regclass) AND c.relname = leaf) AS l
             INTO survivors USING lo, hi;  -- what came into the default leaf since its range was read has not expired
         EXECUTE 'TRUNCATE ONLY ' || quote_ident(leaf);
         INSERT INTO inbox_payload SELECT s.* FROM unnest(survivors) s;
+        DELETE FROM edited_body e
+        WHERE e.seq >= lo AND e.seq < hi AND NOT EXISTS (SELECT FROM unnest(survivors) s WHERE s.seq = e.seq);
     EXCEPTION WHEN lock_not_available THEN
         rows := 0;
         result := 'locked';

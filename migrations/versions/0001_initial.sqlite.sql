@@ -56,6 +56,17 @@ CREATE TABLE inbox_payload ( -- Headers and body of each event, until retention 
     CONSTRAINT ck_inbox_payload_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
 );
 
+CREATE TABLE edited_body ( -- Edited bodies, append-only. The body of the event stays as it is, and both are deleted together.
+    -- number of the edited body, as in the selection of its replay and in the detail of its fact `replayed`
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- the event: inbox.seq
+    seq BIGINT NOT NULL,
+    -- body that an operator wrote; a replay that names it delivers it in place of the event's
+    body BLOB NOT NULL
+);
+
+CREATE INDEX ix_edited_body_seq ON edited_body (seq);
+
 CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.
     -- number of the duplicate
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -863,6 +874,28 @@ BEGIN
     DELETE FROM inbox_payload WHERE seq = OLD.seq;
 END;
 
+CREATE TRIGGER inbox_payload_deletes_edited AFTER DELETE ON inbox_payload
+BEGIN
+    DELETE FROM edited_body WHERE seq = OLD.seq;
+END;
+
+CREATE TRIGGER edited_body_refuses_insert BEFORE INSERT ON edited_body
+WHEN NOT EXISTS (SELECT 1 FROM inbox_payload p WHERE p.seq = NEW.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'edited_body: the event has no payload that could be edited');
+END;
+
+CREATE TRIGGER edited_body_refuses_update BEFORE UPDATE ON edited_body
+BEGIN
+    SELECT RAISE(ABORT, 'edited_body is append-only: a row goes with the payload of its event');
+END;
+
+CREATE TRIGGER edited_body_refuses_delete BEFORE DELETE ON edited_body
+WHEN EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'edited_body is append-only: a row goes with the payload of its event');
+END;
+
 CREATE TRIGGER inbox_payload_refuses_update BEFORE UPDATE ON inbox_payload
 BEGIN
     SELECT RAISE(ABORT, 'inbox_payload is append-only: only payloads of events with nothing open can be deleted');
@@ -877,7 +910,7 @@ END;
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
 WHEN NOT (NEW.id IS OLD.id AND NEW.at IS OLD.at AND NEW.seq IS OLD.seq AND NEW.route IS OLD.route AND NEW.kind IS OLD.kind AND NEW.state IS OLD.state AND NEW.attempt IS OLD.attempt AND NEW.run IS OLD.run AND NEW.crashes IS OLD.crashes AND NEW.relay_node IS OLD.relay_node
     AND (EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')) OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = json_remove(OLD.detail, '$.calls')
+       AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'edited_body', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')) OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = json_remove(OLD.detail, '$.calls')
        AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)))
 BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of ended attempts');

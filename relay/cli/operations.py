@@ -14,7 +14,8 @@ from rich.text import Text
 from inbox.errors import UnusableCommand
 from inbox.events.states import MOST_SEQS
 from inbox.observe.visible import visible_text
-from relay.cli import options
+from relay.cli import edits, options
+from relay.cli.edits import Editing
 from relay.cli.options import as_command, login_name, open_database, option, parse_entity, require_reason
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
@@ -49,7 +50,7 @@ _INSTEAD: Mapping[str, Any] = {
     "until": options.Until,
 }
 """Options that differ from the selection's member of the same name."""
-_OF_PROGRAMS = {"entity_type", "deliveries", "error_sha256", "until_fact"}
+_OF_PROGRAMS = {"entity_type", "deliveries", "error_sha256", "until_fact", "edited_body"}
 """Members without an option."""
 
 
@@ -60,12 +61,13 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
 
     def command(**given: Any) -> None:  # noqa: ANN401  # typed by the options
         reason, yes, as_json = (given.pop(name) for name in ("reason", "yes", "as_json"))
+        edit = Editing.parse(given)
         if (seqs := given.get("seqs")) and len(seqs) > MOST_SEQS:
             fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")
         if "entity" in given:
             given["entity_type"], given["entity_id"] = parse_entity(given.pop("entity"))
         given = {name: value for name, value in given.items() if value not in (None, False, [], ())}
-        carry_out(operation, parse(kind, given), reason, yes=yes, as_json=as_json)
+        carry_out(operation, parse(kind, given), reason, yes=yes, as_json=as_json, edit=edit)
 
     consequences = " ".join(operation.consequences)
     command.__name__ = kind
@@ -76,6 +78,7 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
     given = {
         name: _INSTEAD[name] if name in _INSTEAD else options.conditions(operation.asks, name)[name] for name in members
     }
+    given |= edits.OPTIONS if kind == "replay" else {}
     return as_command(command, {**given, "reason": options.Reason, "yes": options.Yes, "as_json": options.AsJson})
 
 
@@ -83,10 +86,14 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
 def replay() -> None:
     """Without events, --entity or --backfill, replays dead letters only. Exits with 1 when there is nothing to replay.
 
+    With --edit or --body-file, delivers an edited body of one event. The event keeps its own body, entity, type and time.
+
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
       relay replay --destination crm --status 503 --since 2d --reason "CRM is back"
       relay replay --seq 42 --reason "mapping fixed" --yes
+      relay replay --seq 42 --edit
+      relay replay --seq 42 --body-file fixed.json --reason "wrong currency" --yes
       relay replay 42 43 57 --route to-crm --reason "mapping fixed" --yes
       relay replay --route crm --backfill --since 2026-01-01 --reason "CRM was restored from a backup"
     """
@@ -206,9 +213,16 @@ OF_RELAY = (replay, retry, cancel, unblock, pause, resume, stop, continue_)
 OF_INBOX = (readmit, erase, prune)
 
 
-def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:
+def carry_out(
+    operation: Operation,
+    asked: Any,  # noqa: ANN401  # `asks` of the operation
+    reason: str | None,
+    *,
+    yes: bool,
+    as_json: bool,
+    edit: Editing | None = None,
+) -> None:
     """Show the plan, and with `yes` execute it with a progress bar. Exits with 1 when nothing matches."""
-    from relay.store.operator import commands
     from relay.store.operator.plan import Bound, find_reason_mistake, plan
 
     if yes:
@@ -217,21 +231,16 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     with bar("planning") as seen:
         listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
         planned = plan(database, config, operation.kind, asked, listed, seen=seen)
+    if edit is not None:
+        planned = edit.compare(database, config, asked, planned)
     if not as_json:
         _show(planned, with_consequences=not yes)
+    if edit is not None and not yes:
+        reason, yes = edit.confirm(planned, reason)
     number = done = None
     if yes and reason and planned.obstacle is None:
-        who, kind = login_name(), operation.kind
-        if isinstance(asked, OneCommand):
-            number = asked.command
-            commands.turn(database, cast("CommandAct", kind), number, who=who, why=reason)
-        else:
-            number = commands.ask(database, kind, asked, who=who, why=reason, planned=planned.count)
-        if kind == "stop":
-            say(f"command {number} is stopped")
-            done = _progress(database, number)
-        else:
-            done = follow(database, config, number, operation, planned.count)
+        asked = asked if edit is None else edit.store(database, asked)
+        number, done = _execute(database, config, operation, asked, reason=reason, planned=planned)
     if as_json:
         put_json(_document(operation, asked, planned, number, done))
     elif not yes and planned.obstacle is None:
@@ -240,6 +249,30 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     is_about_nothing = is_about_nothing and operation.kind != "prune"  # nothing has expired: all is well
     if is_about_nothing or (done is not None and (done.failed or "rejected" in done.skipped)):
         raise typer.Exit(FINDING)
+
+
+def _execute(
+    database: Database,
+    config: Config,
+    operation: Operation,
+    asked: msgspec.Struct,
+    *,
+    reason: str,
+    planned: Plan,
+) -> tuple[int, Command]:
+    """Run the command to its end. Returns its number, and the command as it then is."""
+    from relay.store.operator import commands
+
+    who, kind = login_name(), operation.kind
+    if isinstance(asked, OneCommand):
+        number = asked.command
+        commands.turn(database, cast("CommandAct", kind), number, who=who, why=reason)
+    else:
+        number = commands.ask(database, kind, asked, who=who, why=reason, planned=planned.count)
+    if kind == "stop":
+        say(f"command {number} is stopped")
+        return number, _progress(database, number)
+    return number, follow(database, config, number, operation, planned.count)
 
 
 def follow(database: Database, config: Config, number: int, operation: Operation, total: int | None) -> Command:
@@ -289,6 +322,7 @@ def _progress(database: Database, number: int) -> Command:
 
 def _show(planned: Plan, *, with_consequences: bool) -> None:
     rows = planned.deliveries
+    _show_edit(planned)
     requests = [{**row, "becomes": describe_readmission(row)} for row in planned.requests]
     if planned.count and planned.count > len(rows) + len(requests) and planned.groups:
         groups = [msgspec.structs.asdict(group) for group in planned.groups]
@@ -309,6 +343,12 @@ def _show(planned: Plan, *, with_consequences: bool) -> None:
         say(skipped.says)
     for sentence in (*planned.warnings, *planned.instead):
         put(Text(visible_text(sentence)), stderr=True)  # never wrapped, so that commands can be copied
+
+
+def _show_edit(planned: Plan) -> None:
+    if planned.differences:
+        show([msgspec.structs.asdict(each) for each in planned.differences], ("field", "before", "after"))
+        answer("")
 
 
 def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:

@@ -126,6 +126,10 @@ class Replayed(Fact, frozen=True, tag="replayed"):
     why: str
     command: int | None = None
     """Number of the command in `relay_command`."""
+    edited_body: int | None = None
+    """Number in `edited_body` of the body that this run delivers; None for the event's own body."""
+    changed: tuple[str, ...] = ()
+    """The first fields that differ from the event's own body, as JSON pointers."""
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):

@@ -69,7 +69,9 @@ class Delivery(msgspec.Struct, frozen=True):
     content_type: str
     headers: Mapping[str, str]
     body: bytes | None
-    """The body as received; None if it was erased."""
+    """The body as received, or as edited; None if it was erased."""
+    is_edited: bool = False
+    """True when an operator has edited the body for this run."""
     applied_hash: bytes | None = None
     """Hash of the last change sent for its lane."""
     stale_before: int = 0
@@ -84,13 +86,15 @@ class Delivery(msgspec.Struct, frozen=True):
 
     @property
     def webhook_id(self) -> str:
-        """The id of the event on its route, the same for every attempt, run and relay.
+        """The id of the event on its route, the same for every attempt, run and relay. An edited body has one of its own.
 
         It has no dot, as dots separate the signed parts. It doesn't depend on `seq`. After a restore, or a failover to an
         asynchronous standby, the database reuses numbers for other events and gives a resent event a new one.
         """
-        known = json.dumps([self.source, self.dedup_key, self.route])
-        return f"msg_{hashlib.sha256(known.encode()).hexdigest()[:32]}"
+        known: list[object] = [self.source, self.dedup_key, self.route]
+        if self.is_edited:  # a receiver that drops repeated ids must not drop it
+            known += [self.run, hashlib.sha256(self.body or b"").hexdigest()]
+        return f"msg_{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}"
 
     @property
     def idempotency_key(self) -> str:

@@ -23,7 +23,7 @@ Deliveries = Annotated[tuple[OneDelivery, ...], Meta(min_length=1, max_length=MO
 
 BOUNDS = ("until_fact",)
 """Fields that limit a selection to the rows of its plan."""
-_NO_CONDITIONS = frozenset({"force", "backfill", "everything", *BOUNDS})
+_NO_CONDITIONS = frozenset({"force", "backfill", "edited_body", "everything", *BOUNDS})
 """Fields that do not narrow a selection."""
 
 
@@ -93,6 +93,12 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
         Meta(
             description="With a backfill: only events that the route never took, and whose deliveries are open on this route,"
             " which inbox.toml had before."
+        ),
+    ] = None
+    edited_body: Annotated[
+        Number | None,
+        Meta(
+            description="Deliver this row of `edited_body` in place of the event's own body, for one event on one route."
         ),
     ] = None
     everything: Annotated[bool, Meta(description="No condition: everything that the command can change.")] = False

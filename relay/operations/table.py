@@ -57,7 +57,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         return self.asks is OneCommand
 
 
-_OF_REPLAYS = ("until_fact", "force", "backfill", "open_on")
+_OF_REPLAYS = ("until_fact", "force", "backfill", "open_on", "edited_body")
 _KINDS = (
     Operation(
         kind="replay",

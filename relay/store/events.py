@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -33,8 +33,10 @@ def load_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
     keys = [(row.seq, row.route, row.lane, row.run) for row in claimed]
     events = {(row.seq, row.route): row for row in transaction.execute(_EVENTS, claimed=keys)}
     payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in claimed))}
+    named = [event.edited_body for event in events.values() if event.edited_body is not None]
+    edited = {row.id: row.body for row in transaction.execute(_EDITED, wanted=named)} if named else {}
     return [
-        _make_delivery(row, events[row.seq, row.route], payloads.get(row.seq))
+        _make_delivery(row, events[row.seq, row.route], payloads.get(row.seq), edited)
         for row in sorted(claimed, key=lambda row: row.seq)
     ]
 
@@ -52,9 +54,11 @@ def read_payloads(transaction: Transaction, seqs: Iterable[int], columns: str = 
     return transaction.connection.exec_driver_sql(statement).all()
 
 
-def _make_delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  # result rows
-    if payload is None:
+def _make_delivery(row: Any, event: Any, payload: Any, edited: Mapping[int, bytes]) -> Delivery:  # noqa: ANN401  # result rows
+    is_edited = event.edited_body is not None
+    if payload is None or (is_edited and event.edited_body not in edited):
         raise PayloadGone
+    own = {"body": edited[event.edited_body]} if is_edited else {}
     late = event.last_occurred_at is not None and (as_time(event.occurred_at), row.seq) < (
         as_time(event.last_occurred_at),
         event.last_seq,
@@ -67,7 +71,8 @@ def _make_delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN
         run=row.run,
         lease_token=row.lease_token,
         is_suspect=row.crashes >= SUSPECT_CRASHES,
-        **_as_fields(event, payload),
+        **(_as_fields(event, payload) | own),
+        is_edited=is_edited,
         late=late,
         applied_hash=event.applied_hash,
         stale_before=event.stale_before,
@@ -99,10 +104,16 @@ SELECT i.seq, claimed.route, {_EVENT},
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
         WHERE {limit_to_run("f", "claimed")} AND f.kind || '' = 'attempt_failed'
-          AND f.detail ->> 'error_class' = 'stale') AS stale_before
+          AND f.detail ->> 'error_class' = 'stale') AS stale_before,
+       CASE WHEN claimed.run > 0 THEN (
+        SELECT max({sql.number("f.detail ->> 'edited_body'")}) FROM delivery_log f
+        WHERE {limit_to_run("f", "claimed")} AND f.kind || '' = 'replayed') END AS edited_body
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text", run="int")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
+""")
+_EDITED = Statement(f"""
+SELECT e.id, e.body FROM {sql.look_up(sql.rows("wanted", id="bigint"), "edited_body e", "e.id = wanted.id")}
 """)
 
 
@@ -111,11 +122,16 @@ def read_newest_events(database: Database, most: int) -> Iterator[Delivery]:
     with database.read() as transaction:
         numbers = [row.seq for row in transaction.execute(_NEWEST_SEQS, most=most)]
     for seq in numbers:  # a short transaction for each
-        with database.read() as transaction:
-            rows = transaction.execute(_BY_SEQ, seq=seq)
-            payloads = read_payloads(transaction, (seq,))
-        for row in rows:  # empty if retention has just deleted the event
-            yield _as_if_due(row, payloads[0] if payloads else None, "")
+        if (event := read_event(database, seq)) is not None:
+            yield event
+
+
+def read_event(database: Database, seq: int) -> Delivery | None:
+    """Read an event as a delivery without a route, or without headers and body if it has no payload; None without one."""
+    with database.read() as transaction:
+        rows = transaction.execute(_BY_SEQ, seq=seq)
+        payloads = read_payloads(transaction, (seq,))
+    return _as_if_due(rows[0], payloads[0] if payloads else None, "") if rows else None
 
 
 _NEWEST_SEQS = text("SELECT seq FROM inbox ORDER BY seq DESC LIMIT :most")

@@ -24,7 +24,7 @@ from relay.web.openapi import ApiDocument
 from relay.web.problems import API, PROBLEM_TYPE, ProblemAnswers, set_status, wants_json
 from relay.web.query import LIVE_FIELD, convert, encode, given_in, url
 from relay.web.reading import ListPage, NotYourTurn, Readers, Screen
-from relay.web.reveal import RevealResource
+from relay.web.reveal import EditResource, RevealResource
 from relay.web.screens import SCREENS
 
 App = falcon.asgi.App[Request, Response]
@@ -165,6 +165,9 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     reveal = RevealResource(readers, renderer, clock)
     app.add_route(_convert_path("/events/{seq}/reveal"), reveal)
     app.add_route(_convert_path(f"{API}/events/{{seq}}/reveal"), reveal)
+    edit = EditResource(readers, renderer, clock)
+    app.add_route(_convert_path("/events/{seq}/edit"), edit)
+    app.add_route(_convert_path(f"{API}/events/{{seq}}/edit"), edit)
     ProblemAnswers(renderer).add_to(app)
     return app
 

@@ -17,7 +17,7 @@ from relay.web.plans import ActPlan
 from relay.web.problems import API, PROBLEM_TYPE, Problem
 from relay.web.query import TIMES
 from relay.web.reading import Screen
-from relay.web.reveal import RevealedPayload, RevealOrder
+from relay.web.reveal import EditAnswer, EditOrder, RevealedPayload, RevealOrder
 from relay.web.screens import SCREENS
 from relay.web.screens.event import EventQuery
 
@@ -36,7 +36,7 @@ _TIME: Json = {
 def document(screens: Iterable[Screen]) -> Json:
     """Describe these screens, every act and the reveal."""
     paths: dict[str, Json] = {}
-    answers = [ActPlan, ActAnswer, RevealedPayload, Problem]
+    answers = [ActPlan, ActAnswer, RevealedPayload, EditAnswer, Problem]
     for screen in screens:
         answers.append(screen.page)
         path = API + (screen.path if screen.path != "/" else "/overview")
@@ -44,10 +44,13 @@ def document(screens: Iterable[Screen]) -> Json:
         paths[path] = {"get": _describe_method(screen.name, screen.title, screen.page, given)}
     for kind in OPERATIONS.values():
         paths[f"{API}/acts/{kind.kind}"] = _describe_acts(kind)
-    path = f"{API}/events/{{seq}}/reveal"
-    seq, body = _describe_parameters(_describe_request(EventQuery), path), _describe_request(RevealOrder)
-    title = "Reveal the headers and body of an event"
-    paths[path] = {"post": _describe_method("reveal", title, RevealedPayload, seq, body=body)}
+    for name, title, order, answer in (
+        ("reveal", "Reveal the headers and body of an event", RevealOrder, RevealedPayload),
+        ("edit", "Store an edited body of an event, for a replay", EditOrder, EditAnswer),
+    ):
+        path = f"{API}/events/{{seq}}/{name}"
+        seq, body = _describe_parameters(_describe_request(EventQuery), path), _describe_request(order)
+        paths[path] = {"post": _describe_method(name, title, answer, seq, body=body)}
     _, schemas = msgspec.json.schema_components(answers, ref_template=_REF)
     return {
         "openapi": "3.1.0",

@@ -49,16 +49,16 @@ MOST_FIELDS = 500
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
-async def read_form(req: Request) -> dict[str, str]:
+async def read_form(req: Request, most: int = MOST_BYTES) -> dict[str, str]:
     """Read the fields of a form.
 
     Raises:
         BadFilter: the body is not a form, has a field twice, or is not UTF-8.
-        RequestError: the body exceeds `MOST_BYTES`, is slow, or is cut short.
+        RequestError: the body exceeds `most` bytes, is slow, or is cut short.
     """
     if (req.content_type or "").partition(";")[0].strip().lower() != FORM_TYPE:
         raise BadFilter(f"expected a form of type {FORM_TYPE}")
-    body = await read_whole(req, MOST_BYTES)
+    body = await read_whole(req, most)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:
@@ -71,7 +71,7 @@ async def read_form(req: Request) -> dict[str, str]:
     return fields
 
 
-async def read_json(req: Request) -> dict[str, Any]:
+async def read_json(req: Request, most: int = MOST_BYTES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
@@ -79,7 +79,7 @@ async def read_json(req: Request) -> dict[str, Any]:
         RequestError: as `read_form`.
     """
     try:
-        return msgspec.json.decode(await read_whole(req, MOST_BYTES), type=dict[str, Any])
+        return msgspec.json.decode(await read_whole(req, most), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFilter(f"the body is not a JSON object: {error}") from None
 

@@ -1,4 +1,7 @@
-"""Reveals: shows the headers and body of an event to an actor who gives a reason, with JSON formatted."""
+"""Reveals: shows the headers and body of an event to an actor who gives a reason, with JSON formatted.
+
+Edits: stores an edited body, and leads to the plan of its replay.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,29 @@ import base64
 import re
 from itertools import accumulate
 
+import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.db.reads import payload
-from inbox.errors import NothingThere
+from inbox.errors import BadFilter, NotAllowed, NothingThere, UnusableCommand
 from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
+from relay.store.operator import edits
 from relay.web import render
 from relay.web.acts import Reason, check_reason
-from relay.web.problems import wants_json
-from relay.web.query import convert, read_form, read_json
+from relay.web.problems import API, set_status, wants_json
+from relay.web.query import convert, read_form, read_json, url
 from relay.web.reading import Readers
 from relay.web.screens import EVENT
 from relay.web.screens.event import EventQuery, event
 
 MOST_SHOWN = 256 * 1024
 """Maximum bytes shown of a body."""
+MOST_EDITED = 16 * MOST_SHOWN
+"""Maximum bytes of a request with an edited body, as indentation and a form's percent signs each take their share."""
 _DEEPEST = 60
 """Maximum depth of formatted JSON. Indentation grows with each level, so deeper bodies would become too large."""
 _LONGEST_PRETTY = 4 * MOST_SHOWN
@@ -37,6 +44,8 @@ class RevealedPage(msgspec.Struct, frozen=True):
     text: str
     shown_bytes: int
     reason: str
+    is_editable: bool = False
+    """True if the text is the whole body."""
 
 
 def decode_text(body: bytes) -> tuple[str, int]:
@@ -103,7 +112,9 @@ class RevealResource:
             resp.downloadable_as, resp.data = f"event-{seq}.bin", body
         else:
             page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
-            shown = RevealedPage(headers, *decode_text(body), reason)
+            shown_text, size = decode_text(body)
+            is_editable = actor.may_act and size == len(body) and _text(body) is not None
+            shown = RevealedPage(headers, shown_text, size, reason, is_editable)
             self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
 
     async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:
@@ -118,3 +129,61 @@ class RevealResource:
             return found
 
         return await self._readers.write(make)
+
+
+class EditOrder(msgspec.Struct, frozen=True):
+    """An edited body of an event. Its differences show values of the event, so the reason is recorded like that of a reveal."""
+
+    body: str
+    reason: Reason
+    route: str | None = None
+    """Route for `href`; needed if the event has several."""
+
+
+class EditAnswer(msgspec.Struct, frozen=True):
+    """The number of the stored body. It is delivered by the replay that names it as `edited_body`."""
+
+    edited_body: int
+    href: str
+    """Path of the plan of that replay in the API; it lists the differences."""
+
+
+class EditResource(RevealResource):
+    """Stores an edited body, and redirects to the plan of its replay. It delivers nothing."""
+
+    async def on_post(self, req: Request, resp: Response, seq: int) -> None:
+        """Respond with the number of the stored body as JSON, or redirect. The event's page shows an unusable body again."""
+        is_json, actor = wants_json(req), req.context.actor
+        if not actor.may_act:
+            raise NotAllowed("only operators may edit; viewers are read-only")
+        given = await (read_json if is_json else read_form)(req, MOST_EDITED)
+        text = given.get("body")
+        if not isinstance(text, str):
+            raise BadFilter("body: give the edited body as text", field="body")
+        order = convert(EditOrder, {**given, "body": ""}, self._clock.now(), strict=True)  # it may be long
+        reason = check_reason(order.reason)
+        headers, own = await self._reveal(actor, seq, reason)
+        body = text if is_json else text.replace("\r\n", "\n")  # as browsers send lines
+
+        def store(database: Database) -> int:
+            edits.examine(self._readers.config, edits.read_editable(database, seq), body.encode())
+            return edits.add(database, seq, body.encode())
+
+        try:
+            number = await self._readers.write(store)
+        except UnusableCommand as error:
+            problem = BadFilter(str(error), field="body")
+            if is_json:
+                raise problem from None
+            page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
+            shown = RevealedPage(headers, body, len(own), reason, is_editable=True)
+            set_status(resp, problem)
+            self._renderer.show_screen(
+                resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown, problem=problem
+            )
+            return
+        href = url("/acts/replay", {"seq": seq, "route": order.route, "edited_body": number})
+        if is_json:
+            resp.media = EditAnswer(number, API + href)
+        else:
+            resp.status, resp.location = falcon.HTTP_303, href

@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from inbox.db import erasure
 from inbox.db.erasure import StepDone
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
+from tests.docs.pages import the_block
+from tests.helpers.databases import is_postgres
 from tests.helpers.planted import ID, live, traces_in
 from tests.helpers.processes import Ended, Site
 from tests.helpers.receiver import receiving
 from tests.helpers.relaying import Steps, fail_once, give_up
+from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, facts, open_states, rows
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 
@@ -49,6 +53,50 @@ def test_a_replay_shows_its_plan_and_executes_it_with_yes(place: Site, database_
     assert open_states(engine) == {"ready": 7}
     replayed = [fact["detail"] for fact in facts(engine) if fact["kind"] == "replayed"]
     assert [(detail["who"], detail["why"]) for detail in replayed] == [("kim", "fixed")] * 7
+
+
+def test_a_relay_delivers_a_body_that_was_edited(
+    place: Site, database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    """The commands and statements of docs/how-to/edit-and-replay.md."""
+    page = "docs/how-to/edit-and-replay.md"
+    dialect = "postgres" if is_postgres(database_url) else "sqlite"
+    store, ask = (the_block(page, kind).replace("42", "1") for kind in (f"sql {dialect}", "sql"))
+    by_editor, by_file = (
+        shlex.split(the_block(page, "text", part).replace("42", "1")) for part in ("--edit", "--body-file")
+    )
+    with serving(*(answer(200) for _ in range(3))) as crm:
+        place.configure(config_text(database_url, crm.url))
+        give_up(engine, database_url, [("u1", moment(1))])
+        own = body("u1", moment(1))
+        (tmp_path / "fixed.json").write_bytes(body("u1", moment(1), currency="EUR"))
+        by_file[by_file.index("fixed.json")] = str(tmp_path / "fixed.json")
+        plan = invoke(place, *(word for word in by_file[1:] if word != "--yes"))
+        assert (plan.status, plan.stdout.split("\n")[1].split()) == (0, ["/currency", '"EUR"'])
+        assert count(engine, "edited_body") == 0
+        assert invoke(place, *by_file[1:]).status == 0
+        assert place.relay("--drain").ends() == 0
+
+        editor = f"sed -i s/{moment(1)[:4]}/2001/"
+        for changed, status in (("true", 1), (f"{editor};s/u1/u2/", 2)):
+            ended = place.invoke("relay", *by_editor[1:], "--yes", *BECAUSE, EDITOR=changed, VISUAL="")
+            assert (ended.status, ended.stdout) == (status, ""), ended.stderr
+        ended = place.invoke("relay", *by_editor[1:], "--yes", *BECAUSE, EDITOR=editor, VISUAL="")
+        assert (ended.status, "keeps its occurred_at" in ended.stderr) == (0, True), ended.stderr
+        assert place.relay("--drain").ends() == 0
+
+        with engine.begin() as connection:
+            for statement in (store.replace('"id": 7', own.decode().strip("{}")), ask):
+                connection.exec_driver_sql(statement)
+        for _ in range(2):
+            assert place.relay("--drain").ends() == 0
+    sent = [json.loads(seen.body) for seen in crm.seen]
+    assert [(each.get("currency"), "2001" in str(each)) for each in sent] == [
+        ("EUR", False),
+        (None, True),
+        ("EUR", False),
+    ]
+    assert len({seen.headers["webhook-id"] for seen in crm.seen}) == 3
 
 
 def test_a_command_without_a_match_ends_with_1(sqlite_place: Site) -> None:

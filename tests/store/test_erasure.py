@@ -54,7 +54,8 @@ DECISIONS = {
         route_failure.name
     """,
     "in the rows of erased events and their lanes": """
-        inbox.entity_id inbox.event_id inbox.traceparent inbox_payload.headers inbox_payload.body duplicate_request.body
+        inbox.entity_id inbox.event_id inbox.traceparent inbox_payload.headers inbox_payload.body edited_body.body
+        duplicate_request.body
         duplicate_request.error lane.lane lane.applied_hash delivery_log.detail gate.name relay_command.selection
         relay_command.sample
     """,
@@ -207,7 +208,7 @@ def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine)
 
 def test_every_field_of_a_fact_is_kept_or_emptied_or_goes() -> None:
     fields = {name for fact in get_args(facts.AnyFact) for name in fact.__struct_fields__}
-    assert fields - set(KEPT) - set(EMPTIED) == {"calls", "applied_hash"}
+    assert fields - set(KEPT) - set(EMPTIED) == {"calls", "applied_hash", "changed"}
     assert set(KEPT) | set(EMPTIED) <= fields
 
 

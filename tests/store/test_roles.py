@@ -42,15 +42,15 @@ WRITES = {
     },
     "relay": {
         "INSERT": {*TABLES} - {"alembic_version", "order_lock", "payload_lock", "pruner", "write_probe"},
-        "UPDATE": {*TABLES} - {"alembic_version", "inbox_payload"},
+        "UPDATE": {*TABLES} - {"alembic_version", "inbox_payload", "edited_body"},
         "DELETE": {*TABLES}
         - {"alembic_version", "order_lock", "payload_lock", "pruner", "write_probe", "route_lock"},
     },
     "web": {
-        "INSERT": {"relay_command", "payload_reveal"},
+        "INSERT": {"relay_command", "payload_reveal", "edited_body"},
         "UPDATE": {"relay_command"},
     },
-    "operator": {"INSERT": {"relay_command"}, "UPDATE": {"relay_command"}},
+    "operator": {"INSERT": {"relay_command", "edited_body"}, "UPDATE": {"relay_command"}},
 }  # fmt: skip
 """Tables of which a role may write any column, by privilege; no other."""
 READ_BY_RECEIVER = {
@@ -87,7 +87,7 @@ def test_each_role_may_do_with_each_table_and_view_what_it_should_and_nothing_el
         for role in ROLES:
             for name in (*TABLES, *(view.name for view in VIEWS)):
                 readable = name in READ_BY_RECEIVER if role == "receiver" else True
-                if role == "reader_without_payloads" and name == "inbox_payload":
+                if role == "reader_without_payloads" and name in {"inbox_payload", "edited_body"}:
                     readable = False
                 should = {"SELECT"} if readable else set()
                 should |= {privilege for privilege, tables in WRITES.get(role, {}).items() if name in tables}
@@ -198,6 +198,7 @@ def test_without_payloads_every_column_can_be_read_but_a_sender_s_words(roles: G
         everything = {name for (name,) in other.execute(columns)}
     assert everything - readable == {
         "duplicate_request.body", "event.body", "event.headers", "inbox_payload.body", "inbox_payload.headers", "inbox_payload.seq",
+        "edited_body.body", "edited_body.id", "edited_body.seq",
         "rejected_request.body", "rejected_request.headers",
     }  # fmt: skip
 

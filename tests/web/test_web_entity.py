@@ -31,6 +31,7 @@ from tests.helpers.scripted import ScriptedServer, answer
 from tests.helpers.storing import Intake, a_fact, an_event
 from tests.helpers.tables import rows
 from tests.helpers.worlds import HOSTILE
+from tests.web.acting import execute, form_of
 
 U1 = "source=trivore&type=USER&id=u1"
 ODD_IDS = (
@@ -345,3 +346,27 @@ def test_malformed_facts_and_very_many_of_them_break_nothing(page: Page, steps: 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_any_body_can_be_shown(body: bytes) -> None:
     assert decode_text(body)[1] == len(body)
+
+
+def test_an_edited_body_is_compared_planned_and_delivered(page: Page, steps: Steps) -> None:
+    steps.arrive(with_body(1, b'{"n": 1, "word": "<b>"}'))
+    steps.attempt(HOPELESS)
+    shown = page.post("/events/1/reveal", {"reason": "wrong unit"})
+    assert 'action="/events/1/edit' in shown.text
+    assert 'action="/events/1/edit' not in page.post("/events/1/reveal", {"reason": "x1"}, actor=VIEWER).text
+    order = {"reason": "wrong unit", "route": "strict", "body": '{\r\n"n": 2, "word": "<b>"}'}
+    assert page.post("/events/1/edit", order, VIEWER).status_code == 403
+    assert page.post("/api/v1/events/1/edit", actor=VIEWER, json=order).status_code == 403
+    wrong = page.post("/events/1/edit", {**order, "body": '{"n": 2,}'})
+    assert (wrong.status_code, "line 1" in wrong.text, "{&#34;n&#34;: 2,}" in wrong.text) == (400, True, True)
+    sent = page.post("/events/1/edit", order)
+    assert (sent.status_code, reveals(steps)[-1]) == (303, (1, "olga", "wrong unit"))
+    planned = page.get(sent.headers["location"]).text
+    assert ("/n</th>" in planned, '<ins class="mono">2</ins>' in planned) == (True, True)
+    done = execute(steps, page.post("/acts/replay", form_of(planned)))
+    assert (done.affected, steps.attempt(DONE).body) == (1, b'{\n"n": 2, "word": "<b>"}')
+    assert "replayed with an edited body (/n) by olga" in page.get("/events/1").text
+
+    large = {**order, "body": '{"n": "' + "x" * 100_000 + '"}'}
+    answer = page.post("/api/v1/events/1/edit", json=large).json()
+    assert page.json(answer["href"])["differences"][0]["field"] == "/n"

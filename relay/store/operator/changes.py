@@ -43,6 +43,7 @@ def change(
     why: str,
     command: int,
     policies: Policies,
+    changed_fields: tuple[str, ...] = (),
 ) -> Changed:
     """Replay, cancel, unblock or retry these deliveries.
 
@@ -50,6 +51,7 @@ def change(
 
     A replayed delivery begins a new run, bypasses deduplication, and is placed in its lane by its own time: on a `latest`
     route, a newer waiting delivery supersedes it. A retried delivery keeps its attempts and its place in its lane.
+    `changed_fields` are those of an edited body.
     """
     act, first = choice.act, keys[0][0]
     said: dict[str, Any] = {"who": who, "why": why, "command": command}
@@ -57,7 +59,7 @@ def change(
 
     def make_fact(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
-            return facts.Replayed(**said)
+            return facts.Replayed(**said, edited_body=choice.selection.edited_body, changed=changed_fields)
         if act == "retry":
             return facts.Rescheduled(due_at=now, was_due_at=row.due_at or now, **said)
         return facts.Cancelled(**said) if act == "cancel" else facts.Unblocked(**said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -18,7 +18,8 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.states import MOST_REASON, RETRYING, State, says_why
+from inbox.events.differences import FieldDifference
+from inbox.events.states import MOST_REASON, MOST_SEQS, RETRYING, State, says_why
 from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate, format_gate, format_resume_command
 from relay.delivery.policy import policies
@@ -28,7 +29,7 @@ from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
 from relay.store.deliveries import Key, format_key
-from relay.store.operator import commands, readmit, selection
+from relay.store.operator import commands, edits, readmit, selection
 from relay.store.operator.changes import SKIP_REASONS, SkipReason, find_replayable
 from relay.store.operator.selection import Act, Choice, list_keys
 from relay.store.retention import compute_expiry
@@ -120,6 +121,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The first rejected requests, as the current configuration reads them."""
     skipped: tuple[SkippedRows, ...] = ()
     """The deliveries or requests that match but will not be changed, by reason."""
+    differences: tuple[FieldDifference, ...] = ()
+    """The fields that an edited body changes."""
     figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
     consequences: tuple[str, ...] = ()
@@ -229,13 +232,28 @@ def _plan_deliveries(it: _Planning) -> Plan:
     if not found.count and found.is_whole:
         instead = (*_suggest(it.database, choice), *_describe_move(it.asked, found))
         return msgspec.structs.replace(found, obstacle=it.nothing, instead=instead)
+    edit = None
+    if it.asked.edited_body is not None:
+        edit = edits.examine_named(it.database, it.config, it.asked)
+        if found.count != 1:
+            raise UnusableCommand(edits.SEVERAL, field="route")
     warnings = (
+        *_describe_edit(it, edit, [row["seq"] for row in found.deliveries]),
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
         *([_BACKFILL] if it.asked.backfill and it.asked.open_on is None else ()),
         *_describe_move(it.asked, found),
         *_list_gates(it, {group.route for group in found.groups}),
     )
-    return msgspec.structs.replace(found, warnings=warnings)
+    return msgspec.structs.replace(found, warnings=warnings, differences=() if edit is None else edit.differences)
+
+
+def _describe_edit(it: _Planning, edit: edits.Edit | None, seqs: Sequence[int]) -> Iterable[str]:
+    """Return the warnings of an edited body; of a replay without one, those of events that have one."""
+    if edit is not None:
+        return edit.warnings
+    edited = edits.list_edited(it.database, seqs[:MOST_SEQS]) if it.kind == "replay" else []
+    which = ", ".join(map(str, edited))
+    return [f"Edited before: event {which}. A replay without an edited body sends the original."] if edited else []
 
 
 _BACKFILL = "A backfill delivers delivered events again, and events that the route would take now but never took."

@@ -20,7 +20,7 @@ from relay.delivery.gates import Gate
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
 from relay.store.deliveries import Key, format_key
-from relay.store.operator import readmit, selection
+from relay.store.operator import edits, readmit, selection
 from relay.store.operator.changes import Changed, change, find_reason_to_wait
 from relay.store.operator.commands import Command, CommandAct, end, turn_in
 from relay.store.operator.plan import (
@@ -120,6 +120,11 @@ def _change_deliveries(it: Working) -> Act | Batch:
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
     page = selection.read_page(it.work, choice, after=command.progress or 0, most=BATCH)
     keys = list_keys(page.rows)
+    fields = tuple[str, ...]()
+    if it.asked.edited_body is not None and keys:
+        if len(keys) > 1:
+            raise UnusableCommand(edits.SEVERAL, field="route")
+        fields = edits.examine_named(it.work.database, it.work.config, it.asked).changed
     if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: command.after(answer=waits)
     unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
@@ -127,8 +132,9 @@ def _change_deliveries(it: Working) -> Act | Batch:
     if items:
 
         def some(transaction: Transaction, now: datetime, keys: Sequence[Key]) -> Changed:
-            said = {"who": command.asked_by, "why": command.reason}
-            return change(transaction, choice, keys, now, **said, command=command.id, policies=it.work.policies)
+            said: dict[str, Any] = {"who": command.asked_by, "why": command.reason}
+            said |= {"command": command.id, "changed_fields": fields}
+            return change(transaction, choice, keys, now, **said, policies=it.work.policies)
 
         return Batch(items, some, opens=choice.act == "replay")
     if page.upto is not None:

@@ -1,0 +1,159 @@
+"""Edited bodies: stored beside the event's own body, and delivered by the replay that names them.
+
+An edit changes the body alone. The event keeps its entity, type and time, which decide its routes, lanes and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import msgspec
+from sqlalchemy import text
+
+from inbox.config.model import Config
+from inbox.errors import RequestError, UnusableCommand
+from inbox.events.differences import FieldDifference, list_differences
+from inbox.events.event import Event, RawRequest
+from inbox.sources import build_preset
+from inbox.sources.fields import body_value
+from inbox.sources.normalize import make_events
+from relay.delivery.outcome import Delivery
+from relay.operations.asks import Selection
+from relay.store import events
+from relay.store.database import Database
+from relay.store.statement import Statement, sql
+
+MOST_DIFFERENCES = 50
+"""Maximum number of differences that a plan shows."""
+MOST_LOGGED = 20
+"""Maximum number of changed fields that a fact names."""
+SEVERAL = "an edited body goes to one route: name it, as the event has deliveries on several"
+_KEPT = ("event_type", "action", "occurred_at")
+_LARGEST = 32 * 1024 * 1024
+"""Limit for an event whose source is no longer configured."""
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """The differences between an edited body and the event's own."""
+
+    differences: tuple[FieldDifference, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The names of the first fields that differ."""
+        return tuple(each.field for each in self.differences[:MOST_LOGGED])
+
+
+def add(database: Database, seq: int, body: bytes) -> int:
+    """Store an edited body of an event, and return its number. It stays until the event's payload is deleted."""
+    with database.write() as transaction:
+        return int(transaction.execute(_ADD, seq=seq, body=body)[0].id)
+
+
+def list_edited(database: Database, seqs: Sequence[int]) -> list[int]:
+    """Return those of these events that have edited bodies."""
+    with database.read() as transaction:
+        return [row.seq for row in transaction.execute(_OF_EVENTS, wanted=sorted(set(seqs)))]
+
+
+def examine_named(database: Database, config: Config, asked: Selection) -> Edit:
+    """Compare the edited body that a replay names with the event's own. Raises like `examine`."""
+    with database.read() as transaction:
+        found = transaction.execute(_NAMED, id=asked.edited_body)
+    if not found or found[0].seq != asked.seq:
+        of = "" if not found else f"; it is of event {found[0].seq}: name this event as seq"
+        why = of or ": it was never stored, or was deleted with the payload of its event"
+        raise UnusableCommand(f"event {asked.seq} has no edited body {asked.edited_body}{why}", field="edited_body")
+    return examine(config, read_editable(database, found[0].seq), found[0].body)
+
+
+def read_editable(database: Database, seq: int) -> Delivery:
+    """Read an event with its body.
+
+    Raises:
+        UnusableCommand: there is no such event, or its payload is deleted.
+    """
+    event = events.read_event(database, seq)
+    if event is None or event.body is None:
+        raise UnusableCommand(f"event {seq} has no body to edit: retention or erasure has deleted it", field="seq")
+    return event
+
+
+def examine(config: Config, event: Delivery, body: bytes) -> Edit:
+    """Compare an edited body with the event's own.
+
+    Raises:
+        UnusableCommand: it is unchanged, too large or unreadable, or is about another entity.
+    """
+    own = event.body or b""
+    source = config.sources.get(event.source)
+    most = _LARGEST if source is None else source.max_body or build_preset(source).max_body
+    if len(body) > most:
+        raise _unusable(f"has {len(body):,} bytes; the source accepts {most:,}")
+    before, after = _parse(own, event), _parse(body, event)
+    if isinstance(after, RequestError):
+        if not isinstance(before, RequestError):
+            raise _unusable(f"can't be read: {after.detail}")
+        before, after = _lines(own), _lines(body)
+    differences = tuple(islice(list_differences(before, after), MOST_DIFFERENCES))
+    if not differences:
+        raise _unusable("has no change: replay the event without it")
+    return Edit(differences, tuple(_compare_identities(config, event, body)))
+
+
+def _compare_identities(config: Config, event: Delivery, body: bytes) -> list[str]:
+    """Return a warning for parts that stay as they are. A body that the source can't read alone has no identity."""
+    was = _read(config, event, event.body or b"")
+    if was is None or isinstance(was, RequestError):  # a part of a request, or an event of a sweep
+        return []
+    becomes = _read(config, event, body)
+    if becomes is None or isinstance(becomes, RequestError):
+        why = "it has several events" if becomes is None else becomes.detail
+        raise _unusable(f"is no longer an event of the source: {why}")
+    entities = [(each.entity_type, each.entity_id) for each in (was, becomes)]
+    if entities[0] != entities[1]:
+        shown = " and not ".join("/".join(str(part) for part in each if part is not None) for each in entities[::-1])
+        raise _unusable(f"is about another entity, {shown}: send it to the receiver as an event of its own")
+    differ = [name for name in _KEPT if getattr(was, name) != getattr(becomes, name)]
+    return [f"The event keeps its {', '.join(differ)}, which the edited body has changed."] if differ else []
+
+
+def _read(config: Config, event: Delivery, body: bytes) -> Event | RequestError | None:
+    """Read a body as the source's one event; None if it has another number of events."""
+    source = config.sources.get(event.source)
+    if source is None:
+        return None
+    headers = {**event.headers, "content-type": event.content_type}
+    raw = RawRequest(event.source, headers, body, event.received_at)
+    try:
+        found = make_events(source, build_preset(source), raw, ())
+    except RequestError as error:
+        return error
+    return found[0] if len(found) == 1 else None
+
+
+def _parse(body: bytes, event: Delivery) -> object:
+    try:
+        return body_value(body, event.content_type)
+    except RequestError as error:
+        return error
+
+
+def _lines(body: bytes) -> dict[str, str]:
+    """Return the lines of a body that is neither JSON nor a form."""
+    lines = body.decode(errors="backslashreplace").splitlines()
+    return {f"line {number}": line for number, line in enumerate(lines, 1)}
+
+
+def _unusable(says: str) -> UnusableCommand:
+    return UnusableCommand(f"the edited body {says}", field="edited_body")
+
+
+_ADD = text("INSERT INTO edited_body (seq, body) VALUES (:seq, :body) RETURNING id")
+_NAMED = text("SELECT seq, body FROM edited_body WHERE id = :id")
+_OF_EVENTS = Statement(f"""
+SELECT DISTINCT e.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "edited_body e", "e.seq = wanted.seq")}
+ORDER BY e.seq
+""")
