@@ -74,6 +74,7 @@ BUSY, BUSY_WITHIN = 16, 4.0
 """Deliveries in flight beyond the running calls, and the seconds to wait for them."""
 STARTED_WITHIN, FIRST_STARTED_WITHIN = 10.0, 60.0
 DISCARDED = "discarded a late result"
+STEPPED = "the database's clock went"
 WOKEN_WITHIN = 3.0
 STOPPED_WITHIN = 30.0
 STARTED = re.compile(r"started node=(\S+)")
@@ -296,6 +297,11 @@ class Rig:
         ended["receiver"] = self.receiver.ends(STOPPED_WITHIN)
         return {name: status for name, status in ended.items() if status}
 
+    def note_clock(self) -> None:
+        """Record the database's time beside the ledger's own, so that its times can be converted, and a step shows."""
+        now = "clock_timestamp()" if self.store.postgres is not None else "strftime('%Y-%m-%d %H:%M:%fZ', 'now')"
+        self.faults.append(kind="clock", database=str(rows(self.store.engine, f"SELECT {now} AS now")[0]["now"]))
+
     def close(self) -> None:
         """Stop the threads of this process; the site ends the programs."""
         self.stopping.set()
@@ -335,9 +341,7 @@ def rig(folder: Path, kind: str, seed: int, *, streams: Streams, megabytes: int)
         at = stack.enter_context(site(folder, _config(store, downstream.url)))
         made = Rig(folder, seed, store, at, downstream)
         stack.callback(made.close)
-        # to convert the database's times of facts to those of ledgers
-        now = "clock_timestamp()" if store.postgres is not None else "strftime('%Y-%m-%d %H:%M:%fZ', 'now')"
-        made.faults.append(kind="clock", database=str(rows(store.engine, f"SELECT {now} AS now")[0]["now"]))
+        made.note_clock()
         yield made
 
 

@@ -256,6 +256,11 @@ def test_faults_excuse_their_effects_alone() -> None:
     ]
     outages = [Interval(10, 26), Interval(60, 67)]
     assert verdict.outages(faults) == outages
+    clocks = [
+        did("clock", at, at, at=at, database=f"2026-01-01T00:00:{second:02}Z") for at, second in ((100, 1), (130, 46))
+    ]
+    assert verdict.find_clock_steps(clocks) == [Interval(100, 130)]
+    assert verdict.find_clock_steps([clocks[0], {**clocks[1], "at": 145}]) == []
     assert verdict.standstills(faults) == [Interval(60, 61)]
     assert verdict.holdings(faults) == [Holding(5, "a", ((1, 0, 2),))]
     assert verdict.holdings(faults, "freeze a relay") == [Holding(30, "c", ((2, 0, 1),))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import msgspec
 
 from inbox.db.order_lock import HELD_SECONDS
 from inbox.events.timestamps import as_time
+from relay.store.leases import MOST_UNNOTICED_SECONDS
 from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, list_enrolled
 from tests.helpers.checkers import Holding, Interval, Line
@@ -26,7 +28,7 @@ from tests.helpers.tables import Row, facts, open_states, read_inbox, relay_pids
 from tests.helpers.waiting import until
 from tests.proofs.faults import cuts
 from tests.proofs.faults.plan import Fault, Streams
-from tests.proofs.faults.rig import DISCARDED, STARTED, Rig, full
+from tests.proofs.faults.rig import DISCARDED, STARTED, STEPPED, Rig, full
 
 BREATH = 0.3
 """Least seconds between two faults of a stream."""
@@ -216,6 +218,7 @@ def conclude(rig: Rig, undone: Sequence[str]) -> Verdict:
     except AssertionError as late:
         trouble["liveness"] = [str(late), open_states(rig.store.engine)]
     verify(rig)
+    rig.note_clock()
     try:
         trouble["exit statuses"] = sorted(rig.stop_programs().items())
     except AssertionError as late:
@@ -247,7 +250,8 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
     callers = {name: found.group(1) for name, found in started.items() if found}
     frozen = [line for line in faults if line["kind"] == "freeze a relay"]
     closed = merge([*outages(faults), *find_locked_by_frozen(faults)])
-    measured = checkers.takeovers(holdings(faults), arrivals, log, closed)
+    stepped = find_clock_steps(faults)
+    measured = checkers.takeovers(holdings(faults), arrivals, log, merge([*closed, *stepped]))
     verifications = [line for line in faults if line["kind"] == "verify" and could_tell(line, faults)]
     without_lease = checkers.find_called_without_lease(arrivals, log)
     passed_over = checkers.find_passed_over(
@@ -281,6 +285,8 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         "slowest takeover": max((takeover.seconds for takeover in measured.values()), default=0.0),
         "commits cut": len(cut),
         "commits done without an answer": sum(line["committed"] is True for line in cut),
+        "clock steps of the machine": len(stepped),
+        "clock steps seen by relays": sum(text.count(STEPPED) for text in logs.values()),
         "slowness": round(rig.slowness, 2),
         "verified": len(verifications),
     }
@@ -334,6 +340,16 @@ def _counts(
 def outages(faults: Iterable[Line]) -> list[Interval]:
     """Return the intervals without a database, each until relays try again."""
     return merge(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
+
+
+def find_clock_steps(faults: Iterable[Line]) -> list[Interval]:
+    """Return the intervals in which the machine's clock stepped: relays rescue no lease for as long as one lasts."""
+    noted = [(line["at"], as_time(line["database"]).timestamp()) for line in faults if line["kind"] == "clock"]
+    return [
+        Interval(at, then)
+        for (at, begin), (then, end) in itertools.pairwise(noted)
+        if abs((end - begin) - (then - at)) > MOST_UNNOTICED_SECONDS
+    ]
 
 
 def find_locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
