@@ -1,24 +1,24 @@
 .DEFAULT_GOAL := help
-# Where it is set, each program that a test starts compiles all it imports, which doubles the time to start.
+# If it were set, each program started by a test would compile all its imports, which doubles its startup time.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# An environment of its own: a peer's plugins stay out of the tests.
+# A separate environment, which keeps the peers' pytest plugins out of the tests.
 BENCH := .venv-bench
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 SBOM := sbom.json
-# Docker's format, as the others have no health checks.
+# Docker's format, since the OCI format has no health checks.
 BUILD := podman build --format docker
 IMAGE := localhost/inbox-relay:latest
-# Two for each core: tests wait as much as they compute.
+# Two test processes per core, since tests wait as much as they compute.
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
 TESTERS := $(shell $(PYTHON) -c 'print(min(2 * $(CORES), 8))')
 
 SHORT := not long and not nightly
 TEST := $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
-# What starts no process: of the documentation, references and what is generated.
+# Tests that start no process; of the documentation, only references and generated blocks.
 QUICK := tests/core tests/sources tests/destinations tests/store tests/flow tests/docs/test_references.py tests/docs/test_generated.py
 
 help:  ## list the targets
@@ -46,16 +46,16 @@ prove: $(READY)  ## run the long proofs, then the fault tests (6 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
-nightly: $(READY)  ## run the rest: other Pythons, rehearsals of pages, images, units, the cluster, mutants
+nightly: $(READY)  ## run the rest: other Pythons, tests of pages, images, units, the cluster, mutants
 	@.ci/patroni
 	@$(MAKE) --no-print-directory pythons
 	$(TEST) -m nightly
 	@$(MAKE) --no-print-directory mutants
 
-mutants: $(READY)  ## change what decides in 1,500 places: the core's tests find it
+mutants: $(READY)  ## mutate the core in 1,500 places; its tests find each
 	PATH="$(CURDIR)/$(BIN):$$PATH" CI=true $(BIN)/python .ci/mutants --max-children $(CORES)
 
-pythons: $(READY)  ## test the core on each other Python that is installed
+pythons: $(READY)  ## test the core on the other installed Pythons
 	TESTERS=$(TESTERS) .ci/pythons
 
 faults: $(READY)  ## inject faults for MINUTES=5 (SEED=, DATABASE=sqlite)
@@ -81,19 +81,19 @@ check: $(READY)  ## lint, format, types, English, imports, the site
 	$(BIN)/python -m pytest -q tests/docs/test_english.py
 	@$(MAKE) --no-print-directory site
 
-# Read anew each time: a warning is shown only while its page is read.
+# Always reads all pages: a warning appears only while its page is read.
 site: $(READY)  ## build the documentation as a site into build/site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --doctree-dir build/doctrees --conf-dir docs . build/site
 
-docs: $(READY)  ## write the generated parts of docs/ again
+docs: $(READY)  ## regenerate the generated parts of docs/
 	$(BIN)/python docs/generate.py
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# With the extras in the first lock: else pip 23.2 looks for them at another version of a package that is pinned to an older one.
-# The versions in --output-file are kept where they fit: the other locks have those of the first, whatever is newer by then.
+# The first lock keeps the extras: without them, pip 23.2 would look for them at another version of an already pinned package.
+# uv keeps the versions in --output-file where they fit, so the other locks start from the first lock's versions.
 lock: $(READY)  ## update the locks to the newest versions that fit
 	$(COMPILE) --no-strip-extras --upgrade --extra dev --output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-runtime.lock

@@ -107,7 +107,7 @@ class Downstream(Endpoint, frozen=True):
     """Keys of destinations called over HTTP."""
 
     outcomes: dict[Answered, Consequence] = {}
-    """Consequences of classes of responses that differ from the defaults in docs/reference/delivery.md."""
+    """Consequences of response classes, where they differ from the defaults in docs/reference/delivery.md."""
 
 
 class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
@@ -117,8 +117,8 @@ class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind
     signing_secret: Secret | None = None
     pass_headers: list[str] = []
     """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the
-    event. Not allowed are headers that the relay adds, that belong to the connection, that may hold a secret, or by
-    which the source authenticates. The destination's own header of the same name wins."""
+    event. Headers that the relay adds, that belong to the connection, that may hold a secret or that authenticate
+    the source can't be passed on. The destination's own header of the same name wins."""
 
 
 class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):
@@ -256,7 +256,7 @@ CollectorUrl = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://[^\s/@]+(/[^\s@]
 
 
 class Traces(Table, frozen=True):
-    """OpenTelemetry traces of both programs; needs the extra `otel`. The standard variables (`OTEL_…`) win over these keys."""
+    """OpenTelemetry traces of both programs; needs the extra `otel`. The standard variables (`OTEL_…`) override these keys."""
 
     endpoint: CollectorUrl | None = None
     """URL of a collector for OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`. Without it and the standard
@@ -298,7 +298,7 @@ class DatabaseSettings(Table, frozen=True):
     password: Secret | None = None
     """Password for a Postgres `url` without one."""
     schema: SchemaName | None = None
-    """Postgres schema of all tables, by default `public`; `inbox migrate` creates it. `?schema=` in the url wins over it."""
+    """Postgres schema of all tables, by default `public`; `inbox migrate` creates it. `?schema=` in the url overrides it."""
     wake_up: bool = True
     """Wake idle relays when an event is stored, by NOTIFY on Postgres. Otherwise they poll every 500 ms."""
 

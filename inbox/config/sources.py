@@ -153,7 +153,7 @@ class Source(Table, frozen=True, kw_only=True):
     signature: Signature | None = None
     """With `custom`: the signature scheme."""
     entity: EntityFields | None = None
-    """Entity of each event, and so its lane, if the preset's is not the one that you need."""
+    """Entity of each event, and so its lane, in place of the preset's."""
     event: EventFields | None = None
     """With `custom`: the fields of an event. With `sns`: those of the JSON in `Message`, which is then stored as JSON."""
     issuer: str | None = None

@@ -71,20 +71,20 @@ class Paging(Table, frozen=True, kw_only=True):
     """`page`: pages are numbered. `start`: pages begin at an offset. `cursor`: `next` finds the value for `{next}` in a
     page. `link`: the `Link` header (RFC 8288) has the URL of the next page. `url`: `next` finds that URL in a page."""
     params: dict[str, str] | None = None
-    """Additional query parameters. Unless the call uses the position itself, the default is `page = "{page}"` by page,
-    and SCIM's `startIndex = "{start}"` and `count = "{count}"` by start."""
+    """Additional query parameters. Unless the call uses the position itself, the default is `page = "{page}"` for
+    `page`, and SCIM's `startIndex = "{start}"` and `count = "{count}"` for `start`."""
     count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     """Requested page size: the value of `count`."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
-    """Position of the first page; by default 1 by page and 0 by start."""
+    """Position of the first page; by default 1 for `page` and 0 for `start`."""
     next: str | None = None
-    """JMESPath into a page. By cursor, it gives the value for `{next}`; by url, the absolute or relative URL of the
-    next page. On the last page it must give nothing, null, false or an empty text."""
+    """JMESPath into a page. For `cursor`, it gives the value for `{next}`; for `url`, the absolute or relative URL of
+    the next page. On the last page it must give nothing, null, false or an empty text."""
     more: str | None = None
     """JMESPath into a page that gives true if there are more pages, and false on the last one. Without it, the last
-    page is an empty one by page and by start, and one without `next` by cursor."""
+    page is the first empty one for `page` and `start`, and one without `next` for `cursor`."""
     total: str | None = None
-    """By page or start: JMESPath into a page that gives the total number of items. It saves requesting an empty last
+    """For `page` or `start`: JMESPath into a page that gives the total number of items. It saves requesting an empty last
     page, and a page with 0 items needs no list."""
     most: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 10_000
     """Maximum number of pages; more are an error."""
@@ -153,7 +153,7 @@ class Sweep(ReadingCall, frozen=True, kw_only=True):
     overlap: Duration = Duration(300)
     """Overlap of sweeps: each begins this long before the last change that the previous one compared."""
     grace: Duration = Duration(60)
-    """Age below which changes are left to the next sweep, as their webhooks may still arrive."""
+    """Age below which a change is left to the next sweep, since its webhook may still arrive."""
     every: Duration | None = None
     """Interval of the relay's sweeps; a failed one is repeated within five minutes. Without it, only `relay sweep` runs them."""
 
@@ -181,7 +181,7 @@ class Fetch(ReadingCall, frozen=True, kw_only=True):
     modified: str = "meta.lastModified"
     """JMESPath into the entity that gives the time of its last change. The default is SCIM's (RFC 7643 §3.1) and Trivore ID's."""
     tolerance: Duration | None = None
-    """Age from which an entity counts as stale: its last change lies longer than this before its event. It is fetched
+    """An entity is stale if its last change is older than its event by more than this. It is fetched
     again after 1, 5 and 30 s, then applied with `stale_suspected` in the log. Without it, no entity is stale."""
     verify: dict[str, str] = {}
     """Values that the entity must have, as a JMESPath into the entity = a JMESPath over `event`: `{ id =

@@ -71,7 +71,7 @@ inbox = Table(
     not_null(
         "dedup_key",
         Text,
-        "key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity's id",
+        "key of the event: another request of the source with this key is a duplicate; has a digest in place of an entity's id",
     ),
     nullable("entity_type", Text, "type of the entity that changed, such as USER; empty when the event has no entity"),
     nullable("entity_id", Text, "id of the entity that changed, as the source gives it; a pseudonym after erasure"),
@@ -81,7 +81,7 @@ inbox = Table(
     not_null(
         "occurred_at",
         UtcDateTime,
-        "the event's own time, to the microsecond; of its arrival where none can be true",
+        "the event's own time, to the microsecond; its arrival where it has no plausible one",
     ),
     not_null("received_at", UtcDateTime, "time at which the receiver had read the request"),
     not_null("routes", TextList, "names of the routes that matched when it arrived; empty: unrouted"),
@@ -282,7 +282,7 @@ order_lock = Table(
     "order_lock",
     metadata,
     *only_row(),
-    comment="One row, locked by every transaction that may end or make heads on any route.",
+    comment="One row, locked by every transaction that may end or create the head of a lane on any route.",
 )
 
 route_lock = Table(
@@ -290,7 +290,7 @@ route_lock = Table(
     metadata,
     Column("route", Text, primary_key=True, comment="name of the route"),
     comment=(
-        "One row for each route, locked by every transaction that ends or makes the head of a lane on it."
+        "One row for each route, locked by every transaction that ends or creates the head of a lane on it."
         " Added by relays, and never removed. Empty on SQLite."
     ),
 )
@@ -313,22 +313,23 @@ payload_lock = Table(
     "payload_lock",
     metadata,
     *only_row(),
-    comment="One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.",
+    comment="One row. Transactions that open deliveries of stored events share its lock; those that delete payloads or"
+    " events hold it alone.",
 )
 
 pruner = Table(
     "pruner",
     metadata,
     *only_row(),
-    nullable("lease_until", UtcDateTime, "while somebody prunes: end of the lease; database clock"),
-    nullable("held_by", Text, "while somebody prunes: relay_node.id of the relay, or the person, host and process"),
+    nullable("lease_until", UtcDateTime, "during pruning: end of the lease; database clock"),
+    nullable("held_by", Text, "during pruning: relay_node.id of the relay, or the person, host and process"),
     nullable("ran_at", UtcDateTime, "time at which the last round ended; database clock"),
     nullable(
         "clock",
         UtcDateTime,
-        "time that ages count from: the database clock, but after a step forward only a day for each hour",
+        "time from which ages count: the database clock; after a step forward, it catches up a day per hour",
     ),
-    comment="One row: the relay or person that prunes, and the time that ages count from.",
+    comment="One row: the relay or person that prunes, and the time from which ages count.",
     postgresql_with=HOT,
 )
 
@@ -336,15 +337,15 @@ pruning = Table(
     "pruning",
     metadata,
     Column("kind", Text, primary_key=True, comment="kind of rows: a key of [retention] in inbox.toml"),
-    count("position", BigInteger, "number up to which expired rows are gone; what is left below has to stay"),
-    nullable("lap_began_at", UtcDateTime, "time at which the walk last began at the first row; once a day"),
+    count("position", BigInteger, "number up to which expired rows are gone; rows left below it must stay"),
+    nullable("lap_began_at", UtcDateTime, "time at which the lap last began at the first row; once a day"),
     nullable("pruned_until", UtcDateTime, "rows older than this have expired"),
     count("rows", BigInteger, "rows pruned in all"),
-    count("behind_seconds", BigInteger, "seconds for which the oldest expired row has been expired; 0: none is left"),
-    nullable("behind_since", UtcDateTime, "time since which that is more than a day"),
+    count("behind_seconds", BigInteger, "seconds since the oldest remaining row expired; 0: none is left"),
+    nullable("behind_since", UtcDateTime, "time since which behind_seconds is more than a day"),
     nullable("ran_at", UtcDateTime, "time of the last batch; database clock"),
-    count("passed_over", BigInteger, "rows that could not be deleted and were passed over, in the present lap"),
-    nullable("error", Text, "error of the last batch that failed; empty: the last one went well"),
+    count("passed_over", BigInteger, "rows that could not be deleted and were skipped, in the current lap"),
+    nullable("error", Text, "error of the last batch; empty: it succeeded"),
     comment="Progress of retention: one row for each kind of rows that expires.",
     postgresql_with=HOT,
 )
@@ -356,11 +357,11 @@ payload_reveal = Table(
     not_null("at", UtcDateTime, "time of the reveal; database clock"),
     not_null("seq", BigInteger, "the event whose headers and body were shown: inbox.seq"),
     not_null("who", Text, "person or program that saw them, as the operator's page knows it"),
-    not_null("reason", Text, "reason that it gave"),
+    not_null("reason", Text, "reason given"),
     CheckConstraint("trim(who) <> ''", name="who"),
     *says_why("reason"),
     Index("ix_payload_reveal_seq", "seq"),
-    comment="One row each time that the operator's page showed the headers and body of an event, written before it did.",
+    comment="One row each time the operator's page shows the headers and body of an event, written before it does.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,
 )
@@ -396,16 +397,16 @@ gate = Table(
     nullable("breaker_until", UtcDateTime, "if open: time of the next probe; database clock"),
     nullable("breaker_cause", Text, "cause of its opening"),
     count("open_count", Integer, "number of times it opened in a row; each doubles the open time"),
-    count("failures", Integer, "failed calls in the present window"),
-    count("calls", Integer, "calls in the present window"),
-    nullable("window_began_at", UtcDateTime, "start of the present window"),
+    count("failures", Integer, "failed calls in the current window"),
+    count("calls", Integer, "calls in the current window"),
+    nullable("window_began_at", UtcDateTime, "start of the current window"),
     nullable(
         "rate_used_until",
         UtcDateTime,
         "rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead",
     ),
     nullable(
-        "held_until", UtcDateTime, "rate hold: time until which the endpoint asked for no further call; database clock"
+        "held_until", UtcDateTime, "rate hold: time until which the endpoint asked not to be called; database clock"
     ),
     nullable("hold_reason", Text, "header that asked for it"),
     PrimaryKeyConstraint("kind", "name"),
@@ -420,7 +421,7 @@ relay_command = Table(
     metadata,
     number("id", "number of the command"),
     not_null("kind", Text, ", ".join(COMMAND_KINDS[:-1]) + f" or {COMMAND_KINDS[-1]}"),
-    not_null("selection", JsonValue, "what it is about, as a JSON object with the keys of its kind", default="'{}'"),
+    not_null("selection", JsonValue, "its selection, as a JSON object with the keys of its kind", default="'{}'"),
     not_null("reason", Text, "reason given by the operator"),
     not_null("asked_by", Text, "operator; by default the database role", default=DATABASE_ROLE),
     not_null("asked_at", UtcDateTime, "time of the request; database clock", default=DATABASE_TIME),
@@ -441,7 +442,7 @@ relay_command = Table(
     nullable(
         "until_seq",
         BigInteger,
-        "highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later",
+        "highest seq when it was asked; of a readmit, highest rejected_request.id; later rows are not included",
     ),
     CheckConstraint("id > 0 AND id < 4000000000000000000", name="id"),  # above that SQLite could run out of ids
     CheckConstraint(f"kind IN ({format_values(COMMAND_KINDS)})", name="kind"),
@@ -531,8 +532,8 @@ throughput_minute = Table(
     PrimaryKeyConstraint("kind", "name", "outcome", "minute"),
     Index("ix_throughput_minute_minute", "minute"),
     CheckConstraint(f"kind IN ({format_values(THROUGHPUT_KINDS)})", name="kind"),
-    comment="Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process"
-    " that is killed takes its last ones with it.",
+    comment="Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a"
+    " killed process loses its latest ones.",
     postgresql_with=HOT,
 )
 

@@ -46,7 +46,7 @@ VIEWS = (
         {
             **_as_in_tables(*(column.name for column in inbox.columns)),
             "headers": "allow-listed request headers; empty when the payload is gone",
-            "body": "body as text, or \\x and hex digits if it is no UTF-8 or has a NUL; empty when the payload is gone",
+            "body": "body as text, or \\x and hex digits if it is not UTF-8 or has a NUL; empty when the payload is gone",
             "is_pruned": "true: retention or an erasure has deleted its headers and body",
             "is_erased": "true: a person was erased from it",
         },
@@ -58,7 +58,7 @@ VIEWS = (
             **_as_in_tables("seq", "route"),
             **_EVENT,
             "state": "as in open_delivery, or the kind of the last fact when it has ended; unrouted: the event matched no route",
-            "attempts": "attempts used in its present or last run",
+            "attempts": "attempts used in its current or last run",
             **_as_in_tables("due_at", "lane", "relay_node"),
             "last_fact": "kind of its newest row in delivery_log; an erasure is not counted",
             "last_fact_at": "time of that row",
@@ -100,9 +100,9 @@ VIEWS = (
     ),
     View(
         "stuck",
-        "Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a"
-        " closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well."
-        " What inbox.toml says is known here as far as running relays have stored it: see route_gate.",
+        "Deliveries, commands and relays that make no progress, and why, as relay status --check reports them;"
+        " deliveries behind a closed gate are excluded. Of each route, the 1,000 longest due. Empty when all is well."
+        " It knows inbox.toml as far as running relays have stored it: see route_gate.",
         {
             "finding": "no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command,"
             " or command_failed",
@@ -124,7 +124,7 @@ VIEWS = (
     ),
     View(
         "entity_timeline",
-        "All that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source,"
+        "Everything that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source,"
         " entity_type and entity_id, ORDER BY at, seq, fact_id, what.",
         {
             **_as_in_tables("source", "entity_type", "entity_id"),
@@ -138,7 +138,7 @@ VIEWS = (
     ),
     View(
         "source_health",
-        "Sources with figures or events: the last arrival, and what was received in the last hour and day. The hour and the"
+        "Sources with figures or events: the last arrival, and the requests of the last hour and day. The hour and the"
         " day end with the last figures, about ten seconds ago.",
         {
             "source": "name of the source; (unknown) for all unknown sources together",
@@ -154,7 +154,7 @@ VIEWS = (
     ),
     View(
         "destination_health",
-        "Routes, destinations and apis: their health, what became of deliveries in the last hour and day, and their gates."
+        "Routes, destinations and apis: their health, the outcomes of deliveries in the last hour and day, and their gates."
         " Figures of a destination are of all routes to it; apis have only a gate.",
         {
             "kind": "route, destination or api",

@@ -36,7 +36,7 @@ COMMENT ON COLUMN inbox.seq IS 'number of the event in arrival order; gaps mean 
 
 COMMENT ON COLUMN inbox.source IS 'sender: a name of [sources] in inbox.toml';
 
-COMMENT ON COLUMN inbox.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity''s id';
+COMMENT ON COLUMN inbox.dedup_key IS 'key of the event: another request of the source with this key is a duplicate; has a digest in place of an entity''s id';
 
 COMMENT ON COLUMN inbox.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
@@ -48,7 +48,7 @@ COMMENT ON COLUMN inbox.action IS 'effect on the entity: create, update, delete 
 
 COMMENT ON COLUMN inbox.event_id IS 'the sender''s own id of the event, if any';
 
-COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
+COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond; its arrival where it has no plausible one';
 
 COMMENT ON COLUMN inbox.received_at IS 'time at which the receiver had read the request';
 
@@ -353,7 +353,7 @@ CREATE TABLE order_lock (
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
-COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that may end or make heads on any route.';
+COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that may end or create the head of a lane on any route.';
 
 COMMENT ON COLUMN order_lock.id IS 'always 1';
 
@@ -362,7 +362,7 @@ CREATE TABLE route_lock (
     CONSTRAINT pk_route_lock PRIMARY KEY (route)
 );
 
-COMMENT ON TABLE route_lock IS 'One row for each route, locked by every transaction that ends or makes the head of a lane on it. Added by relays, and never removed. Empty on SQLite.';
+COMMENT ON TABLE route_lock IS 'One row for each route, locked by every transaction that ends or creates the head of a lane on it. Added by relays, and never removed. Empty on SQLite.';
 
 COMMENT ON COLUMN route_lock.route IS 'name of the route';
 
@@ -399,7 +399,7 @@ CREATE TABLE payload_lock (
     CONSTRAINT ck_payload_lock_one_row CHECK (id = 1)
 );
 
-COMMENT ON TABLE payload_lock IS 'One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.';
+COMMENT ON TABLE payload_lock IS 'One row. Transactions that open deliveries of stored events share its lock; those that delete payloads or events hold it alone.';
 
 COMMENT ON COLUMN payload_lock.id IS 'always 1';
 
@@ -417,17 +417,17 @@ CREATE TABLE pruner (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-COMMENT ON TABLE pruner IS 'One row: the relay or person that prunes, and the time that ages count from.';
+COMMENT ON TABLE pruner IS 'One row: the relay or person that prunes, and the time from which ages count.';
 
 COMMENT ON COLUMN pruner.id IS 'always 1';
 
-COMMENT ON COLUMN pruner.lease_until IS 'while somebody prunes: end of the lease; database clock';
+COMMENT ON COLUMN pruner.lease_until IS 'during pruning: end of the lease; database clock';
 
-COMMENT ON COLUMN pruner.held_by IS 'while somebody prunes: relay_node.id of the relay, or the person, host and process';
+COMMENT ON COLUMN pruner.held_by IS 'during pruning: relay_node.id of the relay, or the person, host and process';
 
 COMMENT ON COLUMN pruner.ran_at IS 'time at which the last round ended; database clock';
 
-COMMENT ON COLUMN pruner.clock IS 'time that ages count from: the database clock, but after a step forward only a day for each hour';
+COMMENT ON COLUMN pruner.clock IS 'time from which ages count: the database clock; after a step forward, it catches up a day per hour';
 
 CREATE TABLE pruning (
     kind TEXT NOT NULL,
@@ -452,23 +452,23 @@ COMMENT ON TABLE pruning IS 'Progress of retention: one row for each kind of row
 
 COMMENT ON COLUMN pruning.kind IS 'kind of rows: a key of [retention] in inbox.toml';
 
-COMMENT ON COLUMN pruning.position IS 'number up to which expired rows are gone; what is left below has to stay';
+COMMENT ON COLUMN pruning.position IS 'number up to which expired rows are gone; rows left below it must stay';
 
-COMMENT ON COLUMN pruning.lap_began_at IS 'time at which the walk last began at the first row; once a day';
+COMMENT ON COLUMN pruning.lap_began_at IS 'time at which the lap last began at the first row; once a day';
 
 COMMENT ON COLUMN pruning.pruned_until IS 'rows older than this have expired';
 
 COMMENT ON COLUMN pruning.rows IS 'rows pruned in all';
 
-COMMENT ON COLUMN pruning.behind_seconds IS 'seconds for which the oldest expired row has been expired; 0: none is left';
+COMMENT ON COLUMN pruning.behind_seconds IS 'seconds since the oldest remaining row expired; 0: none is left';
 
-COMMENT ON COLUMN pruning.behind_since IS 'time since which that is more than a day';
+COMMENT ON COLUMN pruning.behind_since IS 'time since which behind_seconds is more than a day';
 
 COMMENT ON COLUMN pruning.ran_at IS 'time of the last batch; database clock';
 
-COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and were passed over, in the present lap';
+COMMENT ON COLUMN pruning.passed_over IS 'rows that could not be deleted and were skipped, in the current lap';
 
-COMMENT ON COLUMN pruning.error IS 'error of the last batch that failed; empty: the last one went well';
+COMMENT ON COLUMN pruning.error IS 'error of the last batch; empty: it succeeded';
 
 CREATE TABLE payload_reveal (
     id BIGSERIAL NOT NULL,
@@ -485,7 +485,7 @@ CREATE TABLE payload_reveal (
 
 CREATE INDEX ix_payload_reveal_seq ON payload_reveal (seq);
 
-COMMENT ON TABLE payload_reveal IS 'One row each time that the operator''s page showed the headers and body of an event, written before it did.';
+COMMENT ON TABLE payload_reveal IS 'One row each time the operator''s page shows the headers and body of an event, written before it does.';
 
 COMMENT ON COLUMN payload_reveal.id IS 'number of the reveal';
 
@@ -495,7 +495,7 @@ COMMENT ON COLUMN payload_reveal.seq IS 'the event whose headers and body were s
 
 COMMENT ON COLUMN payload_reveal.who IS 'person or program that saw them, as the operator''s page knows it';
 
-COMMENT ON COLUMN payload_reveal.reason IS 'reason that it gave';
+COMMENT ON COLUMN payload_reveal.reason IS 'reason given';
 
 CREATE TABLE relay_node (
     id TEXT NOT NULL,
@@ -592,15 +592,15 @@ COMMENT ON COLUMN gate.breaker_cause IS 'cause of its opening';
 
 COMMENT ON COLUMN gate.open_count IS 'number of times it opened in a row; each doubles the open time';
 
-COMMENT ON COLUMN gate.failures IS 'failed calls in the present window';
+COMMENT ON COLUMN gate.failures IS 'failed calls in the current window';
 
-COMMENT ON COLUMN gate.calls IS 'calls in the present window';
+COMMENT ON COLUMN gate.calls IS 'calls in the current window';
 
-COMMENT ON COLUMN gate.window_began_at IS 'start of the present window';
+COMMENT ON COLUMN gate.window_began_at IS 'start of the current window';
 
 COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead';
 
-COMMENT ON COLUMN gate.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
+COMMENT ON COLUMN gate.held_until IS 'rate hold: time until which the endpoint asked not to be called; database clock';
 
 COMMENT ON COLUMN gate.hold_reason IS 'header that asked for it';
 
@@ -643,7 +643,7 @@ COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
 COMMENT ON COLUMN relay_command.kind IS 'replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop or continue';
 
-COMMENT ON COLUMN relay_command.selection IS 'what it is about, as a JSON object with the keys of its kind';
+COMMENT ON COLUMN relay_command.selection IS 'its selection, as a JSON object with the keys of its kind';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
@@ -671,7 +671,7 @@ COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed'
 
 COMMENT ON COLUMN relay_command.error IS 'last delivery that could not be changed, with its error';
 
-COMMENT ON COLUMN relay_command.until_seq IS 'highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later';
+COMMENT ON COLUMN relay_command.until_seq IS 'highest seq when it was asked; of a readmit, highest rejected_request.id; later rows are not included';
 
 CREATE TABLE alert (
     id BIGSERIAL NOT NULL,
@@ -797,7 +797,7 @@ CREATE TABLE throughput_minute (
 
 CREATE INDEX ix_throughput_minute_minute ON throughput_minute (minute);
 
-COMMENT ON TABLE throughput_minute IS 'Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.';
+COMMENT ON TABLE throughput_minute IS 'Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a killed process loses its latest ones.';
 
 COMMENT ON COLUMN throughput_minute.kind IS 'source, route or destination';
 
@@ -1112,7 +1112,7 @@ COMMENT ON COLUMN event.seq IS 'number of the event in arrival order; gaps mean 
 
 COMMENT ON COLUMN event.source IS 'sender: a name of [sources] in inbox.toml';
 
-COMMENT ON COLUMN event.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity''s id';
+COMMENT ON COLUMN event.dedup_key IS 'key of the event: another request of the source with this key is a duplicate; has a digest in place of an entity''s id';
 
 COMMENT ON COLUMN event.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
@@ -1124,7 +1124,7 @@ COMMENT ON COLUMN event.action IS 'effect on the entity: create, update, delete 
 
 COMMENT ON COLUMN event.event_id IS 'the sender''s own id of the event, if any';
 
-COMMENT ON COLUMN event.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
+COMMENT ON COLUMN event.occurred_at IS 'the event''s own time, to the microsecond; its arrival where it has no plausible one';
 
 COMMENT ON COLUMN event.received_at IS 'time at which the receiver had read the request';
 
@@ -1144,7 +1144,7 @@ COMMENT ON COLUMN event.erased_at IS 'time at which the entity was erased: entit
 
 COMMENT ON COLUMN event.headers IS 'allow-listed request headers; empty when the payload is gone';
 
-COMMENT ON COLUMN event.body IS 'body as text, or \x and hex digits if it is no UTF-8 or has a NUL; empty when the payload is gone';
+COMMENT ON COLUMN event.body IS 'body as text, or \x and hex digits if it is not UTF-8 or has a NUL; empty when the payload is gone';
 
 COMMENT ON COLUMN event.is_pruned IS 'true: retention or an erasure has deleted its headers and body';
 
@@ -1166,13 +1166,13 @@ COMMENT ON COLUMN delivery.event_type IS 'event type, verbatim from the sender';
 
 COMMENT ON COLUMN delivery.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
+COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond; its arrival where it has no plausible one';
 
 COMMENT ON COLUMN delivery.received_at IS 'time at which the receiver had read the request';
 
 COMMENT ON COLUMN delivery.state IS 'as in open_delivery, or the kind of the last fact when it has ended; unrouted: the event matched no route';
 
-COMMENT ON COLUMN delivery.attempts IS 'attempts used in its present or last run';
+COMMENT ON COLUMN delivery.attempts IS 'attempts used in its current or last run';
 
 COMMENT ON COLUMN delivery.due_at IS 'if ready: time of the next attempt; database clock';
 
@@ -1210,7 +1210,7 @@ COMMENT ON COLUMN dead_letter.event_type IS 'event type, verbatim from the sende
 
 COMMENT ON COLUMN dead_letter.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond; of its arrival where none can be true';
+COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond; its arrival where it has no plausible one';
 
 COMMENT ON COLUMN dead_letter.received_at IS 'time at which the receiver had read the request';
 
@@ -1246,7 +1246,7 @@ COMMENT ON COLUMN backlog.oldest_received_at IS 'arrival of the oldest that is n
 
 COMMENT ON COLUMN backlog.oldest_age_seconds IS 'seconds since then';
 
-COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; deliveries behind a closed gate are excluded. Of each route, the 1,000 longest due. Empty when all is well. It knows inbox.toml as far as running relays have stored it: see route_gate.';
 
 COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, or command_failed';
 
@@ -1272,7 +1272,7 @@ COMMENT ON COLUMN route_gate.kind IS 'source, route, destination or api: gate.ki
 
 COMMENT ON COLUMN route_gate.name IS 'its name in inbox.toml: gate.name';
 
-COMMENT ON VIEW entity_timeline IS 'All that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source, entity_type and entity_id, ORDER BY at, seq, fact_id, what.';
+COMMENT ON VIEW entity_timeline IS 'Everything that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source, entity_type and entity_id, ORDER BY at, seq, fact_id, what.';
 
 COMMENT ON COLUMN entity_timeline.source IS 'sender: a name of [sources] in inbox.toml';
 
@@ -1292,7 +1292,7 @@ COMMENT ON COLUMN entity_timeline.summary IS 'the outcome, error, or person and 
 
 COMMENT ON COLUMN entity_timeline.fact_id IS 'if a fact: delivery_log.id; else 0';
 
-COMMENT ON VIEW source_health IS 'Sources with figures or events: the last arrival, and what was received in the last hour and day. The hour and the day end with the last figures, about ten seconds ago.';
+COMMENT ON VIEW source_health IS 'Sources with figures or events: the last arrival, and the requests of the last hour and day. The hour and the day end with the last figures, about ten seconds ago.';
 
 COMMENT ON COLUMN source_health.source IS 'name of the source; (unknown) for all unknown sources together';
 
@@ -1314,7 +1314,7 @@ COMMENT ON COLUMN source_health.is_silent IS 'true while the alert source_silent
 
 COMMENT ON COLUMN source_health.paused_at IS 'time at which an operator paused it; empty: not paused';
 
-COMMENT ON VIEW destination_health IS 'Routes, destinations and apis: their health, what became of deliveries in the last hour and day, and their gates. Figures of a destination are of all routes to it; apis have only a gate.';
+COMMENT ON VIEW destination_health IS 'Routes, destinations and apis: their health, the outcomes of deliveries in the last hour and day, and their gates. Figures of a destination are of all routes to it; apis have only a gate.';
 
 COMMENT ON COLUMN destination_health.kind IS 'route, destination or api';
 
@@ -1346,7 +1346,7 @@ COMMENT ON COLUMN destination_health.breaker_until IS 'if open: time of the next
 
 COMMENT ON COLUMN destination_health.breaker_cause IS 'cause of its opening';
 
-COMMENT ON COLUMN destination_health.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
+COMMENT ON COLUMN destination_health.held_until IS 'rate hold: time until which the endpoint asked not to be called; database clock';
 
 COMMENT ON COLUMN destination_health.hold_reason IS 'header that asked for it';
 

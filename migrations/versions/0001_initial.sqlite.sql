@@ -3,7 +3,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- sender: a name of [sources] in inbox.toml
     source TEXT NOT NULL,
-    -- key of the event: a request of the source with the same key is a duplicate; it has a digest in place of an entity's id
+    -- key of the event: another request of the source with this key is a duplicate; has a digest in place of an entity's id
     dedup_key TEXT NOT NULL,
     -- type of the entity that changed, such as USER; empty when the event has no entity
     entity_type TEXT,
@@ -15,7 +15,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     action TEXT NOT NULL,
     -- the sender's own id of the event, if any
     event_id TEXT,
-    -- the event's own time, to the microsecond; of its arrival where none can be true
+    -- the event's own time, to the microsecond; its arrival where it has no plausible one
     occurred_at TEXT NOT NULL,
     -- time at which the receiver had read the request
     received_at TEXT NOT NULL,
@@ -242,14 +242,14 @@ CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attemp
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
-CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or make heads on any route.
+CREATE TABLE order_lock ( -- One row, locked by every transaction that may end or create the head of a lane on any route.
     -- always 1
     id INTEGER NOT NULL,
     CONSTRAINT pk_order_lock PRIMARY KEY (id),
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
-CREATE TABLE route_lock ( -- One row for each route, locked by every transaction that ends or makes the head of a lane on it. Added by relays, and never removed. Empty on SQLite.
+CREATE TABLE route_lock ( -- One row for each route, locked by every transaction that ends or creates the head of a lane on it. Added by relays, and never removed. Empty on SQLite.
     -- name of the route
     route TEXT NOT NULL,
     CONSTRAINT pk_route_lock PRIMARY KEY (route)
@@ -273,23 +273,23 @@ CREATE TABLE route_failure ( -- One row for each route whose last attempt failed
     CONSTRAINT ck_route_failure_began_at_is_readable CHECK (date(substr(began_at, 1, 10)) IS substr(began_at, 1, 10) AND began_at >= '0001-01-01 00:00:00.000000Z' AND (length(began_at) = 10 OR substr(began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE payload_lock ( -- One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.
+CREATE TABLE payload_lock ( -- One row. Transactions that open deliveries of stored events share its lock; those that delete payloads or events hold it alone.
     -- always 1
     id INTEGER NOT NULL,
     CONSTRAINT pk_payload_lock PRIMARY KEY (id),
     CONSTRAINT ck_payload_lock_one_row CHECK (id = 1)
 );
 
-CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time that ages count from.
+CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time from which ages count.
     -- always 1
     id INTEGER NOT NULL,
-    -- while somebody prunes: end of the lease; database clock
+    -- during pruning: end of the lease; database clock
     lease_until TEXT,
-    -- while somebody prunes: relay_node.id of the relay, or the person, host and process
+    -- during pruning: relay_node.id of the relay, or the person, host and process
     held_by TEXT,
     -- time at which the last round ended; database clock
     ran_at TEXT,
-    -- time that ages count from: the database clock, but after a step forward only a day for each hour
+    -- time from which ages count: the database clock; after a step forward, it catches up a day per hour
     clock TEXT,
     CONSTRAINT pk_pruner PRIMARY KEY (id),
     CONSTRAINT ck_pruner_one_row CHECK (id = 1),
@@ -301,23 +301,23 @@ CREATE TABLE pruner ( -- One row: the relay or person that prunes, and the time 
 CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows that expires.
     -- kind of rows: a key of [retention] in inbox.toml
     kind TEXT NOT NULL,
-    -- number up to which expired rows are gone; what is left below has to stay
+    -- number up to which expired rows are gone; rows left below it must stay
     position BIGINT DEFAULT 0 NOT NULL,
-    -- time at which the walk last began at the first row; once a day
+    -- time at which the lap last began at the first row; once a day
     lap_began_at TEXT,
     -- rows older than this have expired
     pruned_until TEXT,
     -- rows pruned in all
     rows BIGINT DEFAULT 0 NOT NULL,
-    -- seconds for which the oldest expired row has been expired; 0: none is left
+    -- seconds since the oldest remaining row expired; 0: none is left
     behind_seconds BIGINT DEFAULT 0 NOT NULL,
-    -- time since which that is more than a day
+    -- time since which behind_seconds is more than a day
     behind_since TEXT,
     -- time of the last batch; database clock
     ran_at TEXT,
-    -- rows that could not be deleted and were passed over, in the present lap
+    -- rows that could not be deleted and were skipped, in the current lap
     passed_over BIGINT DEFAULT 0 NOT NULL,
-    -- error of the last batch that failed; empty: the last one went well
+    -- error of the last batch; empty: it succeeded
     error TEXT,
     CONSTRAINT pk_pruning PRIMARY KEY (kind),
     CONSTRAINT ck_pruning_lap_began_at_is_readable CHECK (date(substr(lap_began_at, 1, 10)) IS substr(lap_began_at, 1, 10) AND lap_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(lap_began_at) = 10 OR substr(lap_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -326,7 +326,7 @@ CREATE TABLE pruning ( -- Progress of retention: one row for each kind of rows t
     CONSTRAINT ck_pruning_ran_at_is_readable CHECK (date(substr(ran_at, 1, 10)) IS substr(ran_at, 1, 10) AND ran_at >= '0001-01-01 00:00:00.000000Z' AND (length(ran_at) = 10 OR substr(ran_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE payload_reveal ( -- One row each time that the operator's page showed the headers and body of an event, written before it did.
+CREATE TABLE payload_reveal ( -- One row each time the operator's page shows the headers and body of an event, written before it does.
     -- number of the reveal
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- time of the reveal; database clock
@@ -335,7 +335,7 @@ CREATE TABLE payload_reveal ( -- One row each time that the operator's page show
     seq BIGINT NOT NULL,
     -- person or program that saw them, as the operator's page knows it
     who TEXT NOT NULL,
-    -- reason that it gave
+    -- reason given
     reason TEXT NOT NULL,
     CONSTRAINT ck_payload_reveal_who CHECK (trim(who) <> ''),
     CONSTRAINT ck_payload_reveal_reason CHECK (NOT (trim(reason, ' ' || char(9, 10, 13, 37) || '!"#$&''()*+,-./:;<=>?@[\]^_`{|}~…') = '')),
@@ -397,15 +397,15 @@ CREATE TABLE gate ( -- Gates in front of deliveries: pauses, circuit breakers an
     breaker_cause TEXT,
     -- number of times it opened in a row; each doubles the open time
     open_count INTEGER DEFAULT 0 NOT NULL,
-    -- failed calls in the present window
+    -- failed calls in the current window
     failures INTEGER DEFAULT 0 NOT NULL,
-    -- calls in the present window
+    -- calls in the current window
     calls INTEGER DEFAULT 0 NOT NULL,
-    -- start of the present window
+    -- start of the current window
     window_began_at TEXT,
     -- rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead
     rate_used_until TEXT,
-    -- rate hold: time until which the endpoint asked for no further call; database clock
+    -- rate hold: time until which the endpoint asked not to be called; database clock
     held_until TEXT,
     -- header that asked for it
     hold_reason TEXT,
@@ -424,7 +424,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- replay, retry, cancel, unblock, pause, resume, sweep, erase, prune, readmit, stop or continue
     kind TEXT NOT NULL,
-    -- what it is about, as a JSON object with the keys of its kind
+    -- its selection, as a JSON object with the keys of its kind
     selection JSON DEFAULT '{}' NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
@@ -452,7 +452,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    -- highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later
+    -- highest seq when it was asked; of a readmit, highest rejected_request.id; later rows are not included
     until_seq BIGINT,
     CONSTRAINT ck_relay_command_id CHECK (id > 0 AND id < 4000000000000000000),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'retry', 'cancel', 'unblock', 'pause', 'resume', 'sweep', 'erase', 'prune', 'readmit', 'stop', 'continue')),
@@ -545,7 +545,7 @@ CREATE TABLE write_probe ( -- One row, written by health checks: a database that
     CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (date(substr(probed_at, 1, 10)) IS substr(probed_at, 1, 10) AND probed_at >= '0001-01-01 00:00:00.000000Z' AND (length(probed_at) = 10 OR substr(probed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE throughput_minute ( -- Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a process that is killed takes its last ones with it.
+CREATE TABLE throughput_minute ( -- Figures of each minute, added up by receivers and relays about every ten seconds. Figures, not facts: a killed process loses its latest ones.
     -- source, route or destination
     kind TEXT NOT NULL,
     -- its name in inbox.toml; (unknown) for all unknown sources together

@@ -153,8 +153,8 @@ def doctor(
     """Examine the running installation: database, schema, disk, configuration and relays.
 
     Each finding has an observation, the reason why it matters, and the command that fixes it. Exits with 1 on a finding,
-    else with 0; information does not affect the exit code. It changes nothing and reads no table whole. An examination that
-    lacks rights or time is reported with its requirement, and the others go on.
+    else with 0; information does not affect the exit code. It changes nothing and never reads a whole table. An
+    examination that lacks rights or time reports its requirement, and the others go on.
 
     `inbox check` validates a configuration before you use it; `inbox doctor` examines a running installation.
 
@@ -242,8 +242,8 @@ def show(
 ) -> None:
     """Show one event: its arrival, each attempt with its calls, the next step on each route, and useful commands.
 
-    With --at, shows its deliveries as they were then, with the facts until then. An open delivery is `open` or `retrying`,
-    because the log has no scheduling. The duplicates, gates and lanes of that time are not kept.
+    With --at, shows the deliveries and facts as of that time. An open delivery is then only `open` or `retrying`: the
+    log does not record scheduling, nor the duplicates, gates and lanes of that time.
 
     Exits with 1 when the event does not exist, or arrived after --at.
 

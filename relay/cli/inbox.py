@@ -14,7 +14,7 @@ from relay.cli.setup import copy, init, migrate, roles, schema, send
 from relay.cli.web import become_gunicorn
 
 app = program(
-    """Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.
+    """Receive webhooks without ever losing one. Reads inbox.toml from the working directory, or the file that INBOX_CONFIG names.
 
     Examples:
       inbox migrate

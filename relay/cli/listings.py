@@ -46,7 +46,7 @@ _ABOUT = {
 _REQUEST = options.conditions(Rejections, "source", "cause", "status", "error")
 _OUTPUT = {
     "wide": option(bool, "wide", "Show every column untruncated, with absolute times."),
-    "as_ndjson": option(bool, "ndjson", "Print JSON, one object a line, with every column."),
+    "as_ndjson": option(bool, "ndjson", "Print JSON, one object per line, with every column."),
 }
 _OF_LISTS = {
     "since": options.Since,
@@ -231,10 +231,10 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
     {
         **_ABOUT,
         **options.conditions(Selection, "seq"),
-        "sender_id": option(str, "sender_id", "The event with this id of its sender, such as GitHub's delivery GUID."),
-        "body": option(
-            str, "body", "Only events with this text in the payload, spelled exactly so or escaped in JSON."
+        "sender_id": option(
+            str, "sender_id", "The event with this id from its sender, such as GitHub's delivery GUID."
         ),
+        "body": option(str, "body", "Only events whose payload contains this text, as written or escaped in JSON."),
         "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
         "command": option(int, "command", "Only deliveries that this command has changed.", min=0),
         "before": _BEFORE,
@@ -244,13 +244,13 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 def list_events(row: Row, now: datetime) -> Row:
     """List events, newest first, with a line for each route. A page may have slightly more lines than --limit.
 
-    `--state open` lists those that have neither ended nor died.
+    `--state open` lists deliveries that have neither ended nor died.
     The table and --state say `retrying` for a ready delivery that waits for its next attempt after a failure, and `blocked`
     for a dead one that blocks its lane. `relay dead` lists both kinds of dead letters.
 
-    --body searches the newest payloads first. It stops after --limit lines, 10,000 payloads or 10 s, and says how far it
-    looked, and how many payloads retention or an erasure has deleted. --since and --until limit it to a time; --ndjson
-    without --limit searches all.
+    --body searches the newest payloads first. It stops after --limit lines, 10,000 payloads or 10 s, and reports how
+    far it got, and how many payloads retention or an erasure has deleted. --since and --until limit the search to a
+    time; --ndjson without --limit searches everything.
 
     Examples:
       inbox list --sender-id 72d3162e-cc78-11e3-81ab-4c9367dc0958
@@ -312,7 +312,7 @@ def list_rejected(row: Row, _now: datetime) -> Row:
     },
 )
 def list_commands(row: Row, _now: datetime) -> Row:
-    """List the commands of operators, newest first, with their authors, times, reasons and results.
+    """List operators' commands, newest first, with their authors, times, reasons and results.
 
     With an id, shows one of them, with the sample of a dry run; exits with 1 when it does not exist.
 
@@ -342,8 +342,9 @@ def list_commands(row: Row, _now: datetime) -> Row:
 def list_dead(_row: Row, _now: datetime) -> Row:
     """List dead letters, the latest first. --since and --until refer to the time of death.
 
-    A terminal shows groups of one cause and route, the largest first, and the next commands; --wide, --columns and JSON list
-    one after another. A failure that is retried until its schedule ends, such as server_error, has the cause exhausted.
+    On a terminal, groups them by cause and route, the largest group first, and suggests the next commands; --wide,
+    --columns and JSON list them one by one. A failure that is retried until its schedule ends, such as server_error, has
+    the cause exhausted.
 
     Examples:
       relay dead --cause mapping
@@ -470,8 +471,8 @@ def wait_for_more() -> None:
 def follow_arrivals(feed: str, row: Row) -> Row:
     """Follow new events and rejected requests until Ctrl-C. With --since, begin at that time.
 
-    Rejected requests have no route, entity or event type, so these options exclude them; --cause shows only them. When the
-    database goes away, it waits and continues where it was.
+    Rejected requests have no route, entity or event type, so these options exclude them; --cause shows only them. When
+    the database goes away, it waits, then continues where it stopped.
 
     With --end and --ndjson it is an export: each event once, in order of seq. `relay tail` exports the facts.
 
@@ -500,7 +501,7 @@ def follow_arrivals(feed: str, row: Row) -> Row:
 def follow_facts(_feed: str, row: Row) -> Row:
     """Follow the outcomes of deliveries until Ctrl-C. With --since, begin at that time.
 
-    When the database goes away, it waits and continues where it was.
+    When the database goes away, it waits, then continues where it stopped.
 
     Examples:
       relay tail

@@ -43,14 +43,14 @@ def run(
         int, typer.Option(min=1, max=256, help="Number of relay processes; one that dies is replaced.")
     ] = 1,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running calls get to finish after a stop, before they are cut.")
+        float, typer.Option(min=0, help="Seconds that running calls get to finish after a stop.")
     ] = GRACE_SECONDS,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only failures.")] = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the relay until it is stopped.
 
-    SIGTERM and Ctrl-C stop it gracefully: running calls finish, unstarted deliveries are released; a second one cuts
+    SIGTERM and Ctrl-C stop it gracefully: running calls finish, unstarted deliveries are released; a second signal cuts
     running calls. SIGHUP reloads the configuration.
 
     Examples:

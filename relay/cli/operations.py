@@ -172,9 +172,9 @@ def continue_() -> None:
 
 @_operation
 def erase() -> None:
-    """Erases headers and bodies, the entity's id, and the errors and calls in the log. Rejected requests expire by retention.
+    """Erases headers and bodies, the entity's id, and the errors and calls in the log.
 
-    A pseudonym remains, so that order, deduplication and `relay verify` still hold. All deliveries must have ended.
+    A pseudonym replaces the id, to keep order, deduplication and `relay verify` intact. All deliveries must have ended.
 
     Delete the person at the source and downstream first: later events about the entity are stored as new ones.
 

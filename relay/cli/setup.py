@@ -34,7 +34,7 @@ def init(
     """Write inbox.toml, or the file that INBOX_CONFIG names, with a source, a destination and a route; print the next steps.
 
     The route forwards every webhook of the source unchanged to your service. docs/recipes has complete files for other
-    tasks. The file refers to secrets but never contains them. Beside it, inbox.schema.json tells editors its keys.
+    tasks. The file refers to secrets but never contains them. From inbox.schema.json beside it, editors complete its keys.
 
     Examples:
       inbox init --source github --to https://service.example.com/hooks
@@ -73,9 +73,9 @@ _PUT_URL = "next, put the URL of your service into it, and run:"
 
 
 def schema() -> None:
-    """Print the JSON Schema of inbox.toml, with which editors complete, explain and check its keys.
+    """Print the JSON Schema of inbox.toml, from which editors complete, explain and check its keys.
 
-    Write it beside inbox.toml, whose first line names it: #:schema ./inbox.schema.json. Tombi and Taplo read that line.
+    Save it beside inbox.toml, and name it in the first line there: #:schema ./inbox.schema.json. Tombi and Taplo read it.
 
     Examples:
       inbox schema > inbox.schema.json
@@ -181,7 +181,7 @@ def send(
 ) -> None:
     """Send a webhook as the source's provider does, signed with the source's secret, and show the response.
 
-    Exits with 1 when it is not accepted.
+    Exits with 1 when the webhook is not accepted.
 
     Examples:
       inbox send trivore

@@ -61,7 +61,7 @@ def web(
 ) -> None:
     """Serve the operator's page and its API with gunicorn. SIGHUP reloads the configuration.
 
-    Access is configured by `web.users`, `web.tokens` or `web.proxy`; without them the page does not start.
+    Access is configured by `web.users`, `web.tokens` or `web.proxy`; without any of these, the page does not start.
 
     Examples:
       relay web passwd anna --role operator --into users

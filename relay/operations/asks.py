@@ -43,13 +43,13 @@ class Asks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Deliveries that meet every condition."""
 
-    route: Annotated[Name | None, Meta(description="Only of this route.")] = None
+    route: Annotated[Name | None, Meta(description="Only on this route.")] = None
     seq: Annotated[Number | None, Meta(description="This event.")] = None
     seqs: Annotated[Seqs | None, Meta(description="These events; in a URL separated by commas.")] = None
     deliveries: Annotated[
         Deliveries | None, Meta(description="Exactly these, each as SEQ/ROUTE; in a URL separated by commas.")
     ] = None
-    source: Annotated[Name | None, Meta(description="Only of this source.")] = None
+    source: Annotated[Name | None, Meta(description="Only from this source.")] = None
     entity_type: Name | None = None
     entity_id: Annotated[Name | None, Meta(description="Only about this entity.")] = None
     destination: Annotated[Name | None, Meta(description="Only on routes to this destination.")] = None
@@ -57,9 +57,7 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     cause: Annotated[
         Name | None, Meta(description="Cause of the death; for a retry, the error class of the last failed attempt.")
     ] = None
-    status: Annotated[Status | None, Meta(description="Only if the last call was answered with this HTTP status.")] = (
-        None
-    )
+    status: Annotated[Status | None, Meta(description="Only if the last call got this HTTP status.")] = None
     error: Annotated[Name | None, Meta(description="Only if the last error contains this text, ignoring case.")] = None
     error_sha256: Annotated[Digest | None, Meta(description="SHA-256 of the whole last error (UTF-8), in hex.")] = None
     event_type: Annotated[Name | None, Meta(description="Only events of this type, spelled as by the sender.")] = None
@@ -91,8 +89,7 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     open_on: Annotated[
         Name | None,
         Meta(
-            description="With a backfill: only events that the route never took, and whose deliveries are open on this route,"
-            " which inbox.toml had before."
+            description="With a backfill: only events that the route never took, and that are still open on this former route."
         ),
     ] = None
     edited_body: Annotated[
@@ -158,7 +155,7 @@ class Rejections(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     """Rejected requests that meet every condition and were stored in full."""
 
     id: Annotated[Number | None, Meta(description="This rejected request.")] = None
-    source: Annotated[Name | None, Meta(description="Only of this source, as in the URL.")] = None
+    source: Annotated[Name | None, Meta(description="Only from this source, as in the URL.")] = None
     cause: Annotated[Name | None, Meta(description="Only of this cause, such as invalid_event.")] = None
     status: Annotated[Status | None, Meta(description="Only if answered with this HTTP status.")] = None
     error: Annotated[Name | None, Meta(description="Only if the reason contains this text, ignoring case.")] = None

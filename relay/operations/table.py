@@ -69,7 +69,7 @@ _KINDS = (
         consequences=(
             "Each returns to its place in its lane, by the time of its event. Later open events of the lane wait for it.",
             "On routes with ordering latest, a waiting newer event is delivered instead.",
-            f"After {MOST_OPEN:,}, it continues only while fewer than that are due on the route, so that new events don't wait.",
+            f"After {MOST_OPEN:,}, it continues only while fewer than {MOST_OPEN:,} are due on the route: new events don't wait.",
         ),
     ),
     Operation(
@@ -94,7 +94,7 @@ _KINDS = (
         nothing="nothing to cancel",
         thing="delivery",
         consequences=(
-            "They end, open or dead, and their events never reach the destination unless an operator replays them.",
+            "Open and dead ones end, and their events never reach the destination unless an operator replays them.",
             "Later events of their lanes continue. Deliveries in flight are skipped.",
         ),
         is_dangerous=True,
@@ -119,7 +119,7 @@ _KINDS = (
         done="paused",
         nothing="it is paused already",
         consequences=(
-            "Nothing behind it is delivered until an operator resumes it. Webhooks are still accepted, and wait.",
+            "Nothing behind this gate is delivered until an operator resumes it. Webhooks are still accepted, and wait.",
             "Running calls finish. No attempts are used up.",
         ),
     ),
@@ -130,7 +130,7 @@ _KINDS = (
         done="resumed",
         nothing="nothing holds it back",
         consequences=(
-            "The pause ends, and its circuit breaker closes; deliveries continue in order.",
+            "The pause ends, and the circuit breaker closes; deliveries continue in order.",
             "Failed attempts wait until they are due; a retry makes them due at once.",
         ),
     ),
@@ -148,8 +148,8 @@ _KINDS = (
         nothing="nothing to erase: type and id must match exactly",
         thing="event",
         consequences=(
-            "It can't be undone. The reason must not name the entity, as it is kept for good.",
-            "Rejected requests, alerts and operators' reasons are not searched: they stay until their retention.",
+            "It can't be undone. The reason must not name the entity, since the log keeps it.",
+            "Rejected requests, alerts and operators' reasons are not searched: they stay until they expire.",
         ),
         is_dangerous=True,
     ),
@@ -170,7 +170,7 @@ _KINDS = (
         nothing="nothing to readmit: no matching request was stored in full and is still rejected",
         thing="request",
         consequences=(
-            "The present configuration of the relay reads each request again: reload it after a change.",
+            "The relay's current configuration reads each request again: reload it after a change.",
             "Readable requests become events, and are delivered in order.",
             "A request that was sent again meanwhile is a duplicate, and is not delivered twice.",
         ),

@@ -158,20 +158,20 @@ FORMS: Mapping[str, Form] = {
     "scim": Form(
         lambda value: _json(format_text(value)),
         quote='"',
-        meaning="a text in a SCIM filter (RFC 7644 §3.4.2.2), in quotes; a number becomes a text",
+        meaning="text in a SCIM filter (RFC 7644 §3.4.2.2), in quotes; a number becomes text",
         example="externalId eq {event.entity_id:scim}",
     ),
     "odata": Form(
         _odata,
         quote="'",
-        meaning="a text in OData, in quotes; quotes inside are doubled",
+        meaning="text in OData, in quotes; quotes inside are doubled",
         example="ExternalId eq {event.entity_id:odata}",
         escape="",
     ),
     "soql": Form(
         _soql,
         quote="'",
-        meaning="a text in Salesforce's SOQL, in quotes; quotes inside get a backslash",
+        meaning="text in Salesforce's SOQL, in quotes; quotes inside get a backslash",
         example="SELECT Id FROM Contact WHERE Ext__c = {event.entity_id:soql}",
     ),
     "json": Form(

@@ -92,7 +92,7 @@ def test_no_header_with_a_signature_or_a_secret_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_reference_says_what_a_preset_reads_and_how_its_sender_sends(name: str) -> None:
     page = PAGES["docs/reference/sources.md"]
-    for table in ("| preset | of | event id |", "| preset | its sender sends |"):
+    for table in ("| preset | provider | event id |", "| preset | the provider sends |"):
         assert f"\n| `{name}` | " in page.partition(table)[2].partition("\n\n")[0]
 
 
