@@ -69,7 +69,7 @@ class Limited(Table, frozen=True):
     timeout: Duration = Duration(15)
     """Time limit of one call, from name resolution to the last byte of the response."""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
-    """Maximum concurrent attempts of each relay process."""
+    """Maximum concurrent attempts of each relay process at a destination. An api is limited by its `rate` alone."""
     rate: Rate | None = None
     """Maximum rate of calls of all relays together. A burst may have one second's worth of calls, and at least two."""
     breaker: BreakerSettings = BreakerSettings()
