@@ -41,7 +41,7 @@ REQUIRED: Mapping[str, _Wanted] = {
     "synchronous_commit": _Wanted(("on", "remote_apply"), "an acknowledged webhook could be lost"),
     "lock_timeout": _Wanted((PINNED["lock_timeout"],), "a lock could hold up every webhook"),
     "idle_in_transaction_session_timeout": _Wanted(
-        (PINNED["idle_in_transaction_session_timeout"],), "a process that stands still could stop all relays"
+        (PINNED["idle_in_transaction_session_timeout"],), "a hung process could stop all relays"
     ),
     "TimeZone": _Wanted((PINNED["timezone"],), "times could be read wrongly"),
 }

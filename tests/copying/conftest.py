@@ -123,6 +123,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "relay_command": {**COMMAND, "asked_at": AT, "state": "running", "progress_seq": 3},
     "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
     "pruning": {"kind": "attempts", "position": 5, "pruned_until": AT, "rows": 2**40, "ran_at": AT},
+    "edited_body": {"seq": 1, "body": b"\x00\xff"},
     "payload_reveal": {"at": AT, "seq": 2**40, "who": "kim", "reason": "ä"},
     "throughput_minute": {**FIGURE, "count": 3, "bytes": 2**40},
     "sweep_watermark": {**WATERMARK, "swept_at": AT + timedelta(seconds=1)},
