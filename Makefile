@@ -46,7 +46,7 @@ prove: $(READY)  ## run the long proofs, then the fault tests (6 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
-nightly: $(READY)  ## run the rest: other Pythons, tests of pages, images, units, the cluster, mutants
+nightly: $(READY)  ## run the rest: Pythons, pages, images, units, cluster, mutants
 	@.ci/patroni
 	@$(MAKE) --no-print-directory pythons
 	$(TEST) -m nightly

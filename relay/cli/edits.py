@@ -17,7 +17,6 @@ from relay.cli.output import FINDING, fail
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.delivery.outcome import Delivery
-    from relay.operations.asks import Selection
     from relay.store.database import Database
     from relay.store.operator.plan import Plan
 
@@ -32,7 +31,8 @@ OPTIONS = {
 class Editing:
     """An edit in progress. Nothing is stored before `store`."""
 
-    def __init__(self, body_file: Path | None) -> None:
+    def __init__(self, seq: int, body_file: Path | None) -> None:
+        self._seq = seq
         self._file = body_file
         self._body = b""
 
@@ -45,10 +45,10 @@ class Editing:
         seqs = {*(given.pop("seqs", None) or ()), given.get("seq")} - {None}
         if len(seqs) != 1 or (edits and body_file is not None):
             fail("an edit is of one event: name it, and give either --edit or --body-file")
-        given["seq"] = seqs.pop()
-        return cls(body_file)
+        given["seq"] = seq = seqs.pop()
+        return cls(seq, body_file)
 
-    def compare(self, database: Database, config: Config, asked: Selection, planned: Plan) -> Plan:
+    def compare(self, database: Database, config: Config, planned: Plan) -> Plan:
         """Read the edited body, and return the plan with its differences. Exits with an error if it is unusable."""
         from relay.store.operator import edits
 
@@ -56,7 +56,7 @@ class Editing:
             return planned
         if planned.count != 1:
             fail(edits.SEVERAL)
-        event = edits.read_editable(database, int(asked.seq or 0))
+        event = edits.read_editable(database, self._seq)
         self._body = self._edit(event) if self._file is None else self._read(self._file)
         edit = edits.examine(config, event, self._body)
         warnings = (*edit.warnings, *planned.warnings)
@@ -69,11 +69,11 @@ class Editing:
         given = require_reason(reason or typer.prompt("Reason", err=True))
         return given, typer.confirm("Deliver the edited body?", abort=True, err=True)
 
-    def store(self, database: Database, asked: Selection) -> Selection:
-        """Store the body, and return the selection that names it."""
+    def store(self, database: Database) -> int:
+        """Store the body, and return its number."""
         from relay.store.operator import edits
 
-        return msgspec.structs.replace(asked, edited_body=edits.add(database, int(asked.seq or 0), self._body))
+        return edits.add(database, self._seq, self._body)
 
     def _read(self, file: Path) -> bytes:
         try:

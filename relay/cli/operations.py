@@ -215,7 +215,7 @@ OF_INBOX = (readmit, erase, prune)
 
 def carry_out(
     operation: Operation,
-    asked: Any,  # noqa: ANN401  # `asks` of the operation
+    asked: msgspec.Struct,
     reason: str | None,
     *,
     yes: bool,
@@ -232,14 +232,15 @@ def carry_out(
         listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
         planned = plan(database, config, operation.kind, asked, listed, seen=seen)
     if edit is not None:
-        planned = edit.compare(database, config, asked, planned)
+        planned = edit.compare(database, config, planned)
     if not as_json:
         _show(planned, with_consequences=not yes)
     if edit is not None and not yes:
         reason, yes = edit.confirm(planned, reason)
     number = done = None
     if yes and reason and planned.obstacle is None:
-        asked = asked if edit is None else edit.store(database, asked)
+        if edit is not None:
+            asked = msgspec.structs.replace(asked, edited_body=edit.store(database))
         number, done = _execute(database, config, operation, asked, reason=reason, planned=planned)
     if as_json:
         put_json(_document(operation, asked, planned, number, done))

@@ -127,7 +127,7 @@ class Replayed(Fact, frozen=True, tag="replayed"):
     command: int | None = None
     """Number of the command in `relay_command`."""
     edited_body: int | None = None
-    """Number in `edited_body` of the body that this run delivers; None for the event's own body."""
+    """Number in `edited_body` of the body that this run delivers in place of the event's own."""
     changed: tuple[str, ...] = ()
     """The first fields that differ from the event's own body, as JSON pointers."""
 

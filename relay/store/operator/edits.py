@@ -5,15 +5,14 @@ An edit changes the body alone. The event keeps its entity, type and time, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
 
 import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config
 from inbox.errors import RequestError, UnusableCommand
-from inbox.events.differences import FieldDifference, list_differences
 from inbox.events.event import Event, RawRequest
 from inbox.sources import build_preset
 from inbox.sources.fields import body_value
@@ -28,10 +27,24 @@ MOST_DIFFERENCES = 50
 """Maximum number of differences that a plan shows."""
 MOST_LOGGED = 20
 """Maximum number of changed fields that a fact names."""
+MOST_SHOWN = 200
+"""Maximum characters of a field's name or value in a difference."""
 SEVERAL = "an edited body goes to one route: name it, as the event has deliveries on several"
 _KEPT = ("event_type", "action", "occurred_at")
+_ABSENT = object()
+_encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
 _LARGEST = 32 * 1024 * 1024
 """Limit for an event whose source is no longer configured."""
+
+
+class FieldDifference(msgspec.Struct, frozen=True):
+    """A field whose value differs."""
+
+    field: str
+    """JSON pointer (RFC 6901), such as `/items/0/price`; empty for the whole value."""
+    before: str | None
+    """The JSON of the value, or its beginning; None if the field is absent."""
+    after: str | None
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -101,6 +114,27 @@ def examine(config: Config, event: Delivery, body: bytes) -> Edit:
     if not differences:
         raise _unusable("has no change: replay the event without it")
     return Edit(differences, tuple(_compare_identities(config, event, body)))
+
+
+def list_differences(before: object, after: object, field: str = "") -> Iterator[FieldDifference]:
+    """Yield the fields that differ between two values. Members of objects and items of lists are compared one by one."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            pointer = f"{field}/{str(name).replace('~', '~0').replace('/', '~1')}"
+            yield from list_differences(before.get(name, _ABSENT), after.get(name, _ABSENT), pointer)
+    elif isinstance(before, list) and isinstance(after, list):
+        for number, values in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
+            yield from list_differences(*values, f"{field}/{number}")
+    elif (was := _format(before)) != (becomes := _format(after)):
+        yield FieldDifference(str(_cut(field)), _cut(was), _cut(becomes))
+
+
+def _format(value: object) -> str | None:
+    return None if value is _ABSENT else _encoder.encode(value).decode()
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
 
 
 def _compare_identities(config: Config, event: Delivery, body: bytes) -> list[str]:

@@ -18,7 +18,6 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.differences import FieldDifference
 from inbox.events.states import MOST_REASON, MOST_SEQS, RETRYING, State, says_why
 from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate, format_gate, format_resume_command
@@ -121,7 +120,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The first rejected requests, as the current configuration reads them."""
     skipped: tuple[SkippedRows, ...] = ()
     """The deliveries or requests that match but will not be changed, by reason."""
-    differences: tuple[FieldDifference, ...] = ()
+    differences: tuple[edits.FieldDifference, ...] = ()
     """The fields that an edited body changes."""
     figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
