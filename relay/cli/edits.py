@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ import msgspec
 import typer
 
 from relay.cli.options import option, require_reason
-from relay.cli.output import FINDING, fail
+from relay.cli.output import FINDING, fail, say
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from relay.store.operator.plan import Plan
 
 OPTIONS = {
-    "edit": option(bool, "edit", "Edit the event's body in $EDITOR first, then ask before its delivery."),
+    "edit": option(bool, "edit", "Edit the event's body in $EDITOR first; without --yes, ask before its delivery."),
     "body_file": option(
         Path, "body_file", "Deliver the body in this file instead; - reads standard input.", metavar="FILE"
     ),
@@ -35,6 +36,7 @@ class Editing:
         self._seq = seq
         self._file = body_file
         self._body = b""
+        self._kept: Path | None = None
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> Editing | None:
@@ -43,8 +45,10 @@ class Editing:
         if not edits and body_file is None:
             return None
         seqs = {*(given.pop("seqs", None) or ()), given.get("seq")} - {None}
-        if len(seqs) != 1 or (edits and body_file is not None):
-            fail("an edit is of one event: name it, and give either --edit or --body-file")
+        if edits and body_file is not None:
+            fail("give either --edit or --body-file")
+        if len(seqs) != 1:
+            fail(f"an edit is of one event, and {len(seqs) or 'none'} are named: add --seq, once")
         given["seq"] = seq = seqs.pop()
         return cls(seq, body_file)
 
@@ -55,11 +59,12 @@ class Editing:
         if planned.obstacle is not None:
             return planned
         if planned.count != 1:
-            fail(edits.SEVERAL)
+            fail(edits.ask_for_route(group.route for group in planned.groups))
         event = edits.read_editable(database, self._seq)
         self._body = self._edit(event) if self._file is None else self._read(self._file)
         edit = edits.examine(config, event, self._body)
-        warnings = (*edit.warnings, *planned.warnings)
+        original = edits.warn_of_edited(database, [self._seq])
+        warnings = (*edit.warnings, *(each for each in planned.warnings if each not in original))
         return msgspec.structs.replace(planned, differences=edit.differences, warnings=warnings)
 
     def confirm(self, planned: Plan, reason: str | None) -> tuple[str | None, bool]:
@@ -73,7 +78,10 @@ class Editing:
         """Store the body, and return its number."""
         from relay.store.operator import edits
 
-        return edits.add(database, self._seq, self._body)
+        number = edits.add(database, self._seq, self._body)
+        if self._kept is not None:
+            self._kept.unlink(missing_ok=True)
+        return number
 
     def _read(self, file: Path) -> bytes:
         try:
@@ -82,15 +90,22 @@ class Editing:
             fail(f"--body-file {file}: {error.strerror}")
 
     def _edit(self, event: Delivery) -> bytes:
-        """Return the body from the editor, which gets JSON formatted."""
+        """Return the body from the editor, which gets JSON formatted. Until it is stored, a file of this user keeps it."""
         body = event.body or b""
         with suppress(ValueError, RecursionError):
             body = msgspec.json.format(body, indent=2)
+        suffix = ".json" if "json" in event.content_type else ".txt"
+        with NamedTemporaryFile(prefix=f"event-{self._seq}-", suffix=suffix, delete=False) as file:
+            file.write(body)
+        self._kept = kept = Path(file.name)
         try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            fail("the body is not UTF-8: give the edited one by --body-file")
-        edited = click.edit(text, extension=".json" if "json" in event.content_type else ".txt")
-        if edited is None:
-            fail("nothing was saved in the editor, so nothing is delivered", FINDING)
-        return edited.encode()
+            click.edit(filename=file.name)
+        except click.ClickException as error:
+            kept.unlink()
+            fail(f"{error.message}; set EDITOR, or give the edited body by --body-file")
+        edited = kept.read_bytes()
+        if edited == body:
+            kept.unlink()
+            fail("nothing was changed in the editor, so nothing is delivered", FINDING)
+        say(f"until it is stored, --body-file {kept} gives the edited body again")
+        return edited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -71,9 +72,8 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
 
     consequences = " ".join(operation.consequences)
     command.__name__ = kind
-    command.__doc__ = (
-        f"{operation.title}. Shows the plan; --yes executes it.\n\n    {consequences}\n\n    {examples.__doc__}"
-    )
+    shown = inspect.cleandoc(examples.__doc__ or "")  # Python 3.13 has removed its indentation already
+    command.__doc__ = f"{operation.title}. Shows the plan; --yes executes it.\n\n{consequences}\n\n{shown}"
     members = ["entity" if name == "entity_id" else name for name in operation.keys if name not in _OF_PROGRAMS]
     given = {
         name: _INSTEAD[name] if name in _INSTEAD else options.conditions(operation.asks, name)[name] for name in members
@@ -86,7 +86,7 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
 def replay() -> None:
     """Without events, --entity or --backfill, replays dead letters only. Exits with 1 when there is nothing to replay.
 
-    With --edit or --body-file, delivers an edited body of one event. The event keeps its own body, entity, type and time.
+    With --edit or --body-file, delivers an edited body of one event. The stored event doesn't change.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
@@ -235,7 +235,7 @@ def carry_out(
         planned = edit.compare(database, config, planned)
     if not as_json:
         _show(planned, with_consequences=not yes)
-    if edit is not None and not yes:
+    if edit is not None and not yes and not as_json:
         reason, yes = edit.confirm(planned, reason)
     number = done = None
     if yes and reason and planned.obstacle is None:

@@ -77,7 +77,9 @@ def parse_command(line: str) -> None:
 
 def shows(expected: str, output: str) -> bool:
     """Return whether the output is as expected; `…` matches any text, and white space any white space."""
-    pattern = r"\s*".join(".*?".join(re.escape(part) for part in re.split(r"…", word)) for word in expected.split())
+    first, *others = (r"\s*".join(map(re.escape, part.split())) for part in expected.split("…"))
+    # Atomic groups, as a mismatch would otherwise try every way to divide the text among the wildcards, for minutes.
+    pattern = first + "".join(f"(?>.*?{part})" for part in others[:-1]) + "".join(f".*{part}" for part in others[-1:])
     return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None
 
 

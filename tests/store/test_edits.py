@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from inbox.db.dialect import as_json
 from inbox.errors import UnusableCommand
 from relay.delivery.outcome import Delivery
 from relay.operations.asks import Selection
@@ -142,6 +143,13 @@ def test_a_replay_names_an_edited_body_and_one_route(steps: Steps) -> None:
             execution.work_on(work_of(steps.database), number)
         answers[number] = (done.state, done.answer)
     assert [state for state, _ in answers.values()] == ["refused", "refused", "refused", "done"]
+    steps.do(
+        "INSERT INTO relay_command (kind, selection, reason, dry_run)"
+        """ VALUES ('replay', '{"seq": 2, "edited_body": 1, "route": "strict"}', 'a look', true)"""
+    )
+    execution.work_on(work_of(steps.database), 5)
+    sample = as_json((commands.read_command(steps.database, 5) or pytest.fail("it is there")).sample)
+    assert (sample["count"], sample["differences"]) == (1, []), "viewers read it, and erasures keep it"
     assert steps.attempt(DONE, "latest").body == FIXED
 
 

@@ -5,7 +5,7 @@ An edit changes the body alone. The event keeps its entity, type and time, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
 
 import msgspec
@@ -29,7 +29,6 @@ MOST_LOGGED = 20
 """Maximum number of changed fields that a fact names."""
 MOST_SHOWN = 200
 """Maximum characters of a field's name or value in a difference."""
-SEVERAL = "an edited body goes to one route: name it, as the event has deliveries on several"
 _KEPT = ("event_type", "action", "occurred_at")
 _ABSENT = object()
 _encoder = msgspec.json.Encoder(decimal_format="number", order="sorted")
@@ -65,10 +64,16 @@ def add(database: Database, seq: int, body: bytes) -> int:
         return int(transaction.execute(_ADD, seq=seq, body=body)[0].id)
 
 
-def list_edited(database: Database, seqs: Sequence[int]) -> list[int]:
-    """Return those of these events that have edited bodies."""
+def warn_of_edited(database: Database, seqs: Sequence[int]) -> list[str]:
+    """Return the warning of a replay without an edited body, if one of these events was delivered with one."""
     with database.read() as transaction:
-        return [row.seq for row in transaction.execute(_OF_EVENTS, wanted=sorted(set(seqs)))]
+        edited = ", ".join(str(row.seq) for row in transaction.execute(_DELIVERED, wanted=sorted(set(seqs))))
+    return [f"Edited before: event {edited}. A replay without an edited body sends the original."] if edited else []
+
+
+def ask_for_route(routes: Iterable[str]) -> str:
+    """Return the error of an edit of an event with deliveries on several routes."""
+    return f"an edited body goes to one route: name {' or '.join(sorted({*routes}))}"
 
 
 def examine_named(database: Database, config: Config, asked: Selection) -> Edit:
@@ -187,7 +192,7 @@ def _unusable(says: str) -> UnusableCommand:
 
 _ADD = text("INSERT INTO edited_body (seq, body) VALUES (:seq, :body) RETURNING id")
 _NAMED = text("SELECT seq, body FROM edited_body WHERE id = :id")
-_OF_EVENTS = Statement(f"""
-SELECT DISTINCT e.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "edited_body e", "e.seq = wanted.seq")}
-ORDER BY e.seq
+_DELIVERED = Statement(f"""
+SELECT DISTINCT f.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "delivery_log f", "f.seq = wanted.seq")}
+WHERE f.kind || '' = 'replayed' AND f.detail ->> 'edited_body' IS NOT NULL ORDER BY f.seq
 """)

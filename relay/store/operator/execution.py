@@ -111,7 +111,7 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
         planned = plan(database, config, kind, asked, quick(MOST_EXAMINED, LONGEST_SECONDS))
         said = format_dry_run_answer(kind, planned)
         matched = command.matched if planned.count is None else planned.count
-        return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.document)
+        return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:
         require_meant(database, config, kind, asked)
     return TASKS[kind](Working(work, command, asked))

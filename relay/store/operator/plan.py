@@ -141,8 +141,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def document(self) -> dict[str, Any]:
-        """The plan as JSON, for `--json` and `relay_command.sample`."""
+        """The plan as JSON."""
         return cast("dict[str, Any]", msgspec.to_builtins(self))
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """The plan as JSON for `relay_command`, which viewers read and erasures keep: without values of bodies."""
+        return msgspec.structs.replace(self, differences=()).document
 
 
 def find_reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
@@ -235,7 +240,7 @@ def _plan_deliveries(it: _Planning) -> Plan:
     if it.asked.edited_body is not None:
         edit = edits.examine_named(it.database, it.config, it.asked)
         if found.count != 1:
-            raise UnusableCommand(edits.SEVERAL, field="route")
+            raise UnusableCommand(edits.ask_for_route(group.route for group in found.groups), field="route")
     warnings = (
         *_describe_edit(it, edit, [row["seq"] for row in found.deliveries]),
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
@@ -250,9 +255,7 @@ def _describe_edit(it: _Planning, edit: edits.Edit | None, seqs: Sequence[int]) 
     """Return the warnings of an edited body; of a replay without one, those of events that have one."""
     if edit is not None:
         return edit.warnings
-    edited = edits.list_edited(it.database, seqs[:MOST_SEQS]) if it.kind == "replay" else []
-    which = ", ".join(map(str, edited))
-    return [f"Edited before: event {which}. A replay without an edited body sends the original."] if edited else []
+    return edits.warn_of_edited(it.database, seqs[:MOST_SEQS]) if it.kind == "replay" else []
 
 
 _BACKFILL = "A backfill delivers delivered events again, and events that the route would take now but never took."

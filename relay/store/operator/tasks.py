@@ -123,7 +123,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
     fields = tuple[str, ...]()
     if it.asked.edited_body is not None and keys:
         if len(keys) > 1:
-            raise UnusableCommand(edits.SEVERAL, field="route")
+            raise UnusableCommand(edits.ask_for_route(route for _, route in keys), field="route")
         fields = edits.examine_named(it.work.database, it.work.config, it.asked).changed
     if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: command.after(answer=waits)
