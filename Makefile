@@ -36,13 +36,13 @@ setup: $(READY)  ## make .venv with every locked dependency
 run: $(READY)  ## run the product with demo services, until Ctrl-C
 	$(BIN)/relay demo --stay
 
-quick: $(READY)  ## test without processes and Postgres (a minute on two cores)
+quick: $(READY)  ## test without processes and Postgres (80 s on two cores)
 	$(TEST) -q --hypothesis-profile quick --database sqlite -m "$(SHORT)" $(QUICK)
 
-test: $(READY)  ## test the product, on SQLite and Postgres (5 min)
+test: $(READY)  ## test the product, on SQLite and Postgres (9 min)
 	$(TEST) -m "$(SHORT)"
 
-prove: $(READY)  ## run the long proofs, then the fault tests (6 min)
+prove: $(READY)  ## run the long proofs, then the fault tests (8 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
