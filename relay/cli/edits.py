@@ -63,7 +63,7 @@ class Editing:
         event = edits.read_editable(database, self._seq)
         self._body = self._edit(event) if self._file is None else self._read(self._file)
         edit = edits.examine(config, event, self._body)
-        original = edits.warn_of_edited(database, [self._seq])
+        original = edits.warn_of_edited(edits.find_edited(database, [self._seq]))
         warnings = (*edit.warnings, *(each for each in planned.warnings if each not in original))
         return msgspec.structs.replace(planned, differences=edit.differences, warnings=warnings)
 

@@ -5,7 +5,7 @@ An edit changes the body alone. The event keeps its entity, type and time, which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice, zip_longest
 
 import msgspec
@@ -27,6 +27,8 @@ MOST_DIFFERENCES = 50
 """Maximum number of differences that a plan shows."""
 MOST_LOGGED = 20
 """Maximum number of changed fields that a fact names."""
+MOST_NAMED = 10
+"""Maximum number of events that a warning names."""
 MOST_SHOWN = 200
 """Maximum characters of a field's name or value in a difference."""
 _KEPT = ("event_type", "action", "occurred_at")
@@ -64,11 +66,19 @@ def add(database: Database, seq: int, body: bytes) -> int:
         return int(transaction.execute(_ADD, seq=seq, body=body)[0].id)
 
 
-def warn_of_edited(database: Database, seqs: Sequence[int]) -> list[str]:
-    """Return the warning of a replay without an edited body, if one of these events was delivered with one."""
+def find_edited(database: Database, seqs: Iterable[int]) -> set[int]:
+    """Return those of these events that were replayed with an edited body."""
     with database.read() as transaction:
-        edited = ", ".join(str(row.seq) for row in transaction.execute(_DELIVERED, wanted=sorted(set(seqs))))
-    return [f"Edited before: event {edited}. A replay without an edited body sends the original."] if edited else []
+        return {row.seq for row in transaction.execute(_EDITED, wanted=sorted({*seqs}))}
+
+
+def warn_of_edited(edited: Collection[int]) -> list[str]:
+    """Return the warning of a replay without an edited body of these events, which had one before."""
+    if not edited:
+        return []
+    more = f" and {len(edited) - MOST_NAMED:,} others" if len(edited) > MOST_NAMED else ""
+    named = ", ".join(map(str, sorted(edited)[:MOST_NAMED]))
+    return [f"Edited before: event {named}{more}. A replay without an edited body sends the original."]
 
 
 def ask_for_route(routes: Iterable[str]) -> str:
@@ -192,7 +202,7 @@ def _unusable(says: str) -> UnusableCommand:
 
 _ADD = text("INSERT INTO edited_body (seq, body) VALUES (:seq, :body) RETURNING id")
 _NAMED = text("SELECT seq, body FROM edited_body WHERE id = :id")
-_DELIVERED = Statement(f"""
+_EDITED = Statement(f"""
 SELECT DISTINCT f.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "delivery_log f", "f.seq = wanted.seq")}
 WHERE f.kind || '' = 'replayed' AND f.detail ->> 'edited_body' IS NOT NULL ORDER BY f.seq
 """)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.states import MOST_REASON, MOST_SEQS, RETRYING, State, says_why
+from inbox.events.states import MOST_REASON, RETRYING, State, says_why
 from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate, format_gate, format_resume_command
 from relay.delivery.policy import policies
@@ -242,20 +242,13 @@ def _plan_deliveries(it: _Planning) -> Plan:
         if found.count != 1:
             raise UnusableCommand(edits.ask_for_route(group.route for group in found.groups), field="route")
     warnings = (
-        *_describe_edit(it, edit, [row["seq"] for row in found.deliveries]),
+        *(found.warnings if edit is None else edit.warnings),
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
         *([_BACKFILL] if it.asked.backfill and it.asked.open_on is None else ()),
         *_describe_move(it.asked, found),
         *_list_gates(it, {group.route for group in found.groups}),
     )
     return msgspec.structs.replace(found, warnings=warnings, differences=() if edit is None else edit.differences)
-
-
-def _describe_edit(it: _Planning, edit: edits.Edit | None, seqs: Sequence[int]) -> Iterable[str]:
-    """Return the warnings of an edited body; of a replay without one, those of events that have one."""
-    if edit is not None:
-        return edit.warnings
-    return edits.warn_of_edited(it.database, seqs[:MOST_SEQS]) if it.kind == "replay" else []
 
 
 _BACKFILL = "A backfill delivers delivered events again, and events that the route would take now but never took."
@@ -280,6 +273,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     due: defaultdict[tuple[str, str, str | None], list[datetime | None]] = defaultdict(list)
     skipped: Counter[str] = Counter()
     first: list[Row] = []
+    edited: set[int] = set()
     examined, is_whole = 0, True
     after: int | None = 0
     while after is not None and is_whole:
@@ -292,6 +286,10 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
                 state = RETRYING if row["is_later"] and row["attempts"] else row["state"]
                 due[row["route"], state, row["cause"]].append(row["due_at"])
                 first += [{**row, "state": state}] if len(first) < bound.listed else ()
+        if choice.act == "replay":
+            edited |= edits.find_edited(
+                database, (seq for seq, route in list_keys(page.rows) if (seq, route) not in left)
+            )
         examined, after = examined + len(page.rows), page.upto
         seen(examined)
         is_whole = after is None or not (bound.is_late() or examined >= (bound.rows or examined + 1))
@@ -304,6 +302,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
         groups=tuple(sorted(groups, key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
         deliveries=tuple(first),
         skipped=(*list_skipped(skipped), *left_over),
+        warnings=tuple(edits.warn_of_edited(edited)),
     )
 
 

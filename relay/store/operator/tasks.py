@@ -120,13 +120,13 @@ def _change_deliveries(it: Working) -> Act | Batch:
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
     page = selection.read_page(it.work, choice, after=command.progress or 0, most=BATCH)
     keys = list_keys(page.rows)
+    if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
+        return lambda *_: command.after(answer=waits)
     fields = tuple[str, ...]()
     if it.asked.edited_body is not None and keys:
         if len(keys) > 1:
             raise UnusableCommand(edits.ask_for_route(route for _, route in keys), field="route")
         fields = edits.examine_named(it.work.database, it.work.config, it.asked).changed
-    if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
-        return lambda *_: command.after(answer=waits)
     unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
     items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
     if items:
